@@ -1,0 +1,112 @@
+package models
+
+import (
+	"fmt"
+	"path"
+	"strings"
+	"unicode/utf8"
+)
+
+// The range of parallel_downloads. One host gives about 48 streams in all, so
+// that 16 leave room for others.
+const (
+	MinParallel = 1
+	MaxParallel = 16
+)
+
+// maxText bounds names and paths of a job, in bytes (PATH_MAX of Linux).
+const maxText = 4096
+
+// FieldProblem is what is wrong with one field of a Definition. Field is the
+// key as job files spell it; a value is never repeated, except a format's.
+type FieldProblem struct {
+	Field   string
+	Problem string
+}
+
+// Error joins both parts.
+func (p FieldProblem) Error() string { return p.Field + ": " + p.Problem }
+
+// Check says what is wrong with the values of d, in the order of the fields;
+// nil means that the daemon can take it. Whether the VM and the folder exist
+// is not looked at.
+func (d Definition) Check() []FieldProblem {
+	var out []FieldProblem
+	add := func(field, format string, args ...any) {
+		out = append(out, FieldProblem{field, fmt.Sprintf(format, args...)})
+	}
+	text := func(field, s string) bool {
+		switch {
+		case len(s) > maxText:
+			add(field, "is longer than %d bytes", maxText)
+		case !utf8.ValidString(s):
+			add(field, "is not valid UTF-8")
+		case strings.ContainsFunc(s, isControl):
+			add(field, "holds a control character")
+		default:
+			return true
+		}
+		return false
+	}
+	text("name", d.Name)
+	if strings.TrimSpace(d.VMPath) == "" {
+		add("vm_path", "is missing")
+	} else {
+		text("vm_path", d.VMPath)
+	}
+	switch {
+	case d.OutputPath == "":
+		add("output_path", "is missing")
+	case !text("output_path", d.OutputPath):
+	case !path.IsAbs(d.OutputPath):
+		add("output_path", "is not absolute")
+	case path.Clean(d.OutputPath) != strings.TrimRight(d.OutputPath, "/"):
+		// A single slash at the end is how shells complete a folder.
+		add("output_path", `holds ".", ".." or an empty part, or is the root folder`)
+	}
+	if p := d.Options.ParallelDownloads; p != nil && (*p < MinParallel || *p > MaxParallel) {
+		add("parallel_downloads", "is %d, want %d to %d", *p, MinParallel, MaxParallel)
+	}
+	if f := d.Options.Format; f != nil {
+		switch *f {
+		case OVF:
+		case OVA, QCOW2, Raw:
+			add("format", "%q is not implemented yet, use %q", *f, OVF)
+		default:
+			add("format", "is unknown, want %q (later also %q, %q and %q)", OVF, OVA, QCOW2, Raw)
+		}
+	}
+	if v := d.VCenter; v != nil {
+		text("vcenter.name", v.Name)
+		text("vcenter.server", v.Server)
+		text("vcenter.username", v.Username)
+		switch {
+		case v.Name == "" && v.Server == "":
+			add("vcenter", "needs a name, or server, username and password")
+		case v.Name != "" && (v.Server != "" || v.Username != "" || v.Password != "" || v.Insecure != nil):
+			add("vcenter", "takes either a name alone, or server, username, password and insecure")
+		case v.Name == "" && v.Username == "":
+			add("vcenter.username", "is missing")
+		case v.Name == "" && v.Password == "":
+			add("vcenter.password", "is missing")
+		}
+		if strings.Contains(v.Server, "@") {
+			// Credentials in the address would be stored and given back.
+			add("vcenter.server", "holds credentials: use username and password")
+		}
+	}
+	return out
+}
+
+func isControl(r rune) bool { return r < 0x20 || r == 0x7f || (r >= 0x80 && r < 0xa0) }
+
+// String shows where the vCenter is; never the password.
+func (v VCenter) String() string {
+	if v.Name != "" {
+		return v.Name
+	}
+	return v.Username + "@" + v.Server
+}
+
+// GoString is String, so that %#v shows no password either.
+func (v VCenter) GoString() string { return v.String() }
