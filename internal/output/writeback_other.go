@@ -1,0 +1,7 @@
+//go:build !linux
+
+package output
+
+import "os"
+
+func beginWriteback(*os.File, int64, int64) {}
