@@ -1,0 +1,53 @@
+package api
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+)
+
+// guard refuses requests that a web page from elsewhere makes a browser send.
+// Such a page reaches the loopback in two ways: under its own name, after that
+// has been pointed at 127.0.0.1 (DNS rebinding; the Host header tells), or
+// directly, from its own origin (the Origin header tells).
+func guard(hosts []string, a *api, next http.Handler) http.Handler {
+	allowed := map[string]bool{"localhost": true}
+	for _, h := range hosts {
+		allowed[strings.ToLower(h)] = true
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		forbid := func(what, value string) {
+			a.fail(w, r, &failure{status: http.StatusForbidden, code: "forbidden",
+				message: fmt.Sprintf("the %s %.100q is not this daemon's", what, value), details: "address it as localhost"})
+		}
+		host := hostname(r.Host)
+		if ip, err := netip.ParseAddr(host); !allowed[host] && (err != nil || !ip.Unmap().IsLoopback()) {
+			forbid("host", r.Host)
+			return
+		}
+		// Browsers send one Origin; several, or one that is "null", are foreign.
+		origins := r.Header.Values("Origin")
+		for _, o := range origins {
+			u, err := url.Parse(o)
+			if err != nil || len(origins) > 1 || u.Scheme != "http" && u.Scheme != "https" || !strings.EqualFold(u.Host, r.Host) {
+				forbid("origin", o)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// hostname gives the host of a Host header without port and brackets, in
+// lower case.
+func hostname(hostport string) string {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	return strings.ToLower(strings.TrimSuffix(host, "."))
+}

@@ -1,0 +1,116 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/hyper2kvm/hyper2kvm/daemon/client"
+	"github.com/hyper2kvm/hyper2kvm/daemon/jobs"
+	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/internal/config"
+	"github.com/hyper2kvm/hyper2kvm/internal/problem"
+	"github.com/hyper2kvm/hyper2kvm/progress"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fake runs every job until it is cancelled.
+type fake struct{ started chan jobs.Spec }
+
+func (f fake) Run(ctx context.Context, s jobs.Spec, _ progress.Sink) (models.Result, error) {
+	f.started <- s
+	<-ctx.Done()
+	return models.Result{}, ctx.Err()
+}
+
+func (fake) ListVMs(context.Context, string) ([]models.VM, error) { return nil, nil }
+
+func TestRunAndStop(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	f := fake{make(chan jobs.Spec, 1)}
+	ready, done := make(chan string, 1), make(chan error, 1)
+	go func() {
+		done <- Run(ctx, Options{
+			Config: Config{Addr: "localhost:0", MaxRunning: 2, Defaults: models.Options{ParallelDownloads: new(9)},
+				VCenters: map[string]config.VCenter{"prod": {}}, Warnings: []string{"w"}},
+			Runner: f, VMLister: f, Ready: func(addr string) { ready <- addr },
+		})
+	}()
+	var addr string
+	select {
+	case addr = <-ready:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	c := &client.Client{BaseURL: addr}
+	defer c.Close()
+	r, err := c.SubmitDefinition(t.Context(), models.Definition{VMPath: "a", OutputPath: "/b", VCenter: &models.VCenter{Name: "prod"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := <-f.started
+	if n := *spec.Definition.Options.ParallelDownloads; n != 9 || spec.ID != r.JobIDs[0] {
+		t.Errorf("spec is %+v with %d downloads", spec, n)
+	}
+	// A reader of events hears of the cancellation that the stop brings.
+	var last models.Status
+	err = c.Watch(t.Context(), spec.ID, 0, func(e models.Event) error {
+		if e.Job != nil {
+			last = e.Job.Status
+			cancel()
+		}
+		return nil
+	})
+	if err != nil || last != models.Cancelled {
+		t.Errorf("watch ended in %s: %v", last, err)
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the daemon does not stop")
+	}
+	if _, err := c.Health(t.Context()); problem.KindOf(err) != problem.Unreachable {
+		t.Errorf("after the stop: %v", err)
+	}
+}
+
+func TestListen(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	for addr, want := range map[string]struct {
+		kind problem.Kind
+		text string
+	}{
+		":8080":              {problem.Invalid, "neither tokens nor TLS"},
+		"0.0.0.0:0":          {problem.Invalid, "neither tokens nor TLS"},
+		"[::]:0":             {problem.Invalid, "neither tokens nor TLS"},
+		"192.0.2.1:0":        {problem.Invalid, "neither tokens nor TLS"},
+		"localhost":          {problem.Invalid, "HOST:PORT"},
+		"localhost:99999":    {problem.Failed, "listen on localhost:99999"},
+		busy.Addr().String(): {problem.Conflict, "another program uses the port"},
+	} {
+		f := fake{}
+		err := Run(t.Context(), Options{Config: Config{Addr: addr}, Runner: f, VMLister: f})
+		if err == nil || problem.KindOf(err) != want.kind || !strings.Contains(err.Error(), want.text) {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Run(ctx, Options{Config: Config{Addr: "127.0.0.1:0"}, Runner: fake{}, VMLister: fake{}}); errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+}

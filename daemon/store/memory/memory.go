@@ -1,0 +1,217 @@
+// Package memory is a job store that ends with its process. It is what the
+// daemon uses without a database, and what tests use.
+package memory
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/daemon/store"
+)
+
+// DefaultKeep is how many ended jobs a Store holds unless told otherwise.
+const DefaultKeep = 10_000
+
+// Store keeps jobs in memory. New gives one.
+type Store struct {
+	keep int
+
+	mu      sync.Mutex
+	order   []*store.Record // by insertion
+	byID    map[string]*store.Record
+	outputs map[string]string // output path to the unfinished job that has it
+	count   map[models.Status]int
+}
+
+var _ store.Store = (*Store)(nil)
+
+// New returns an empty store. Of the ended jobs it holds the keep that were
+// submitted last, so that a daemon which runs for years does not grow without
+// end; 0 means DefaultKeep.
+func New(keep int) *Store {
+	if keep <= 0 {
+		keep = DefaultKeep
+	}
+	return &Store{
+		keep: keep, byID: map[string]*store.Record{},
+		outputs: map[string]string{}, count: map[models.Status]int{},
+	}
+}
+
+// Insert implements store.Store.
+func (s *Store) Insert(ctx context.Context, r store.Record) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("insert job: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.byID[r.Job.ID]; ok {
+		return fmt.Errorf("insert job %s: %w", r.Job.ID, store.ErrExists)
+	}
+	path := r.Job.Definition.OutputPath
+	if other, ok := s.outputs[path]; ok && !r.Job.Status.Final() {
+		return &store.OutputError{ID: other, Path: path}
+	}
+	c := clone(r)
+	s.order = append(s.order, &c)
+	s.byID[c.Job.ID] = &c
+	s.count[c.Job.Status]++
+	if !c.Job.Status.Final() {
+		s.outputs[path] = c.Job.ID
+	}
+	s.forget()
+	return nil
+}
+
+// Transition implements store.Store.
+func (s *Store) Transition(ctx context.Context, id string, from, to models.Status, change func(*store.Record) error) (store.Record, error) {
+	if err := ctx.Err(); err != nil {
+		return store.Record{}, fmt.Errorf("change job %s: %w", id, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.byID[id]
+	if !ok {
+		return store.Record{}, fmt.Errorf("change job %s: %w", id, store.ErrNotFound)
+	}
+	if r.Job.Status != from {
+		return store.Record{}, fmt.Errorf("change job %s: %w: it is %s, not %s", id, store.ErrStale, r.Job.Status, from)
+	}
+	next := clone(*r)
+	next.Job.Status = to
+	if change != nil {
+		if err := change(&next); err != nil {
+			return store.Record{}, fmt.Errorf("change job %s: %w", id, err)
+		}
+	}
+	next = clone(next)
+	next.Job.ID, next.Job.Status = r.Job.ID, to
+	next.Job.Definition, next.Job.CreatedAt = r.Job.Definition, r.Job.CreatedAt
+	*r = next
+	s.count[from]--
+	s.count[to]++
+	path := r.Job.Definition.OutputPath
+	switch {
+	case !to.Final():
+		s.outputs[path] = id
+	case s.outputs[path] == id:
+		delete(s.outputs, path)
+	}
+	out := clone(*r)
+	s.forget()
+	return out, nil
+}
+
+// Load implements store.Store.
+func (s *Store) Load(ctx context.Context, f store.Filter) ([]store.Record, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("load jobs: %w", err)
+	}
+	var ids map[string]bool
+	if f.IDs != nil {
+		ids = make(map[string]bool, len(f.IDs))
+		for _, id := range f.IDs {
+			ids[id] = true
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	order := s.order
+	if len(f.IDs) == 1 {
+		order = nil
+		if r, ok := s.byID[f.IDs[0]]; ok {
+			order = []*store.Record{r}
+		}
+	}
+	var out []store.Record
+	for _, r := range order {
+		if ids != nil && !ids[r.Job.ID] ||
+			!strings.HasPrefix(r.Job.ID, f.Prefix) ||
+			f.Status != nil && !slices.Contains(f.Status, r.Job.Status) ||
+			f.Owner != "" && r.Owner != "" && r.Owner != f.Owner {
+			continue
+		}
+		out = append(out, clone(*r))
+		if f.Limit > 0 && len(out) == f.Limit {
+			break
+		}
+	}
+	return out, nil
+}
+
+// Count implements store.Store.
+func (s *Store) Count(ctx context.Context) (map[models.Status]int, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("count jobs: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[models.Status]int, len(s.count))
+	for status, n := range s.count {
+		if n > 0 {
+			out[status] = n
+		}
+	}
+	return out, nil
+}
+
+// forget drops the oldest ended jobs beyond keep. It waits for a tenth too
+// many, so that the list is not rebuilt for every job. The caller holds mu.
+func (s *Store) forget() {
+	ended := s.count[models.Completed] + s.count[models.Failed] + s.count[models.Cancelled]
+	if ended <= s.keep+s.keep/10 {
+		return
+	}
+	s.order = slices.DeleteFunc(s.order, func(r *store.Record) bool {
+		if ended <= s.keep || !r.Job.Status.Final() {
+			return false
+		}
+		ended--
+		s.count[r.Job.Status]--
+		delete(s.byID, r.Job.ID)
+		return true
+	})
+}
+
+// clone copies everything a holder of the record could change.
+func clone(r store.Record) store.Record {
+	j := &r.Job
+	o := &j.Definition.Options
+	o.ParallelDownloads = copied(o.ParallelDownloads)
+	o.RemoveCDROM = copied(o.RemoveCDROM)
+	o.ShowIndividualProgress = copied(o.ShowIndividualProgress)
+	o.Format = copied(o.Format)
+	o.Compress = copied(o.Compress)
+	o.Snapshot = copied(o.Snapshot)
+	o.Shutdown = copied(o.Shutdown)
+	o.IncludeMedia = copied(o.IncludeMedia)
+	o.Overwrite = copied(o.Overwrite)
+	o.SkipSpaceCheck = copied(o.SkipSpaceCheck)
+	if v := copied(j.Definition.VCenter); v != nil {
+		v.Password = "" // no store keeps one, whoever hands it in
+		v.Insecure = copied(v.Insecure)
+		j.Definition.VCenter = v
+	}
+	if p := copied(j.Progress); p != nil {
+		p.Files = slices.Clone(p.Files)
+		j.Progress = p
+	}
+	if p := copied(j.Result); p != nil {
+		p.Files, p.Warnings = slices.Clone(p.Files), slices.Clone(p.Warnings)
+		j.Result = p
+	}
+	j.StartedAt, j.CompletedAt = copied(j.StartedAt), copied(j.CompletedAt)
+	return r
+}
+
+func copied[T any](p *T) *T {
+	if p == nil {
+		return nil
+	}
+	v := *p
+	return &v
+}
