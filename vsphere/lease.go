@@ -114,6 +114,9 @@ func (c *Client) openLease(ctx context.Context, what string, entities []types.Ma
 	var hardware []types.BaseVirtualDevice
 	for _, e := range entities {
 		props, err := c.properties(ctx, e, "config.hardware.device")
+		if isFault[*types.InvalidProperty](err) {
+			continue // a server that does not show a snapshot's hardware
+		}
 		if err != nil {
 			return nil, failure(what, err)
 		}

@@ -314,7 +314,7 @@ func TestRun(t *testing.T) {
 	noHash := func(_ *hostLease, d Digest) (Digest, bool) { d.SHA1, d.SHA256 = "", ""; return d, true }
 	sha1Only := func(_ *hostLease, d Digest) (Digest, bool) { d.SHA256 = ""; return d, true }
 	lies := func(_ *hostLease, d Digest) (Digest, bool) { d.SHA1 = strings.Repeat("0", 40); return d, true }
-	for name, tc := range map[string]struct {
+	for name, tc := range map[string]*struct {
 		host     host
 		err      string // part of the error; empty is success
 		proof    output.Proof

@@ -235,7 +235,7 @@ func (r *run) fetchFailed(ctx context.Context, t *task, d *download, err error) 
 		return context.Cause(ctx)
 	}
 	if space, ok := errors.AsType[*output.SpaceError](err); ok {
-		return &localError{r.outOfSpace(t, d, space)}
+		return &localError{r.outOfSpace(t, space)}
 	}
 	if d.broken != nil {
 		return &localError{problem.New(problem.Failed, t.label(), d.broken, "check the disk and its file system")}
@@ -249,7 +249,7 @@ func (r *run) fetchFailed(ctx context.Context, t *task, d *download, err error) 
 
 // outOfSpace says which file did not fit and what is still needed, judged by
 // how far the streams have come.
-func (r *run) outOfSpace(t *task, d *download, err *output.SpaceError) error {
+func (r *run) outOfSpace(t *task, err *output.SpaceError) error {
 	why := fmt.Sprintf("%s: %v", t.label(), err)
 	snap := r.tracker.Snapshot()
 	if snap.Percent > 1 && snap.Percent < 100 {
@@ -373,7 +373,7 @@ func manifestEntry(ctx context.Context, lease Lease, key string) (*Digest, error
 func (r *run) commit(t *task, d *download) error {
 	if err := d.partial.Commit(); err != nil {
 		if space, ok := errors.AsType[*output.SpaceError](err); ok {
-			err = r.outOfSpace(t, d, space)
+			err = r.outOfSpace(t, space)
 		}
 		return &localError{err}
 	}
@@ -516,9 +516,9 @@ func (d *download) scan(p []byte) error {
 // hash feeds both hashes; they take about as long as the write they run
 // beside.
 func (d *download) hash(p []byte) {
-	d.sha256.Write(p)
+	_, _ = d.sha256.Write(p) // a hash never fails
 	if d.sha1 != nil {
-		d.sha1.Write(p)
+		_, _ = d.sha1.Write(p)
 	}
 	d.hashed += int64(len(p))
 }
@@ -615,7 +615,7 @@ func (d *download) sumSHA1(ctx context.Context) (string, error) {
 				return "", context.Cause(ctx)
 			}
 			n, err := in.Read(buf)
-			d.sha1.Write(buf[:n])
+			_, _ = d.sha1.Write(buf[:n]) // a hash never fails
 			if err == io.EOF {
 				break
 			}

@@ -331,7 +331,7 @@ func (o Options) wait(fruitless int, err error) time.Duration {
 		d *= 2
 	}
 	d = min(d, o.Max)
-	d = d/2 + rand.N(d/2+1)
+	d = d/2 + rand.N(d/2+1) //nolint:gosec // jitter is no secret
 	if s, ok := errors.AsType[*StatusError](err); ok {
 		d = max(d, s.RetryAfter)
 	}

@@ -234,10 +234,11 @@ func TestFetchEndsWithItsContext(t *testing.T) {
 
 func TestWaitGrowsAndIsBounded(t *testing.T) {
 	o := Options{}.withDefaults()
-	for fruitless, top := range []time.Duration{1, 2, 4, 8, 16, 30, 30, 30} {
+	for fruitless, seconds := range []int{1, 2, 4, 8, 16, 30, 30, 30} {
+		top := time.Duration(seconds) * time.Second
 		for range 100 {
 			d := o.wait(fruitless, io.EOF)
-			if d < top*time.Second/2 || d > top*time.Second {
+			if d < top/2 || d > top {
 				t.Fatalf("wait %d is %v", fruitless, d)
 			}
 		}

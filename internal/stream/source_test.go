@@ -89,30 +89,30 @@ func TestHTTPOpen(t *testing.T) {
 		"whole": {answer: func(w http.ResponseWriter) { io.WriteString(w, "abc") }, body: "abc"},
 		"range": {offset: 1, answer: func(w http.ResponseWriter) {
 			w.Header().Set("Content-Range", "bytes 1-2/3")
-			w.WriteHeader(206)
+			w.WriteHeader(http.StatusPartialContent)
 			io.WriteString(w, "bc")
 		}, at: 1, body: "bc"},
 		"range ignored": {offset: 1, answer: func(w http.ResponseWriter) { io.WriteString(w, "abc") }, body: "abc"},
 		"other range": {offset: 1, answer: func(w http.ResponseWriter) {
 			w.Header().Set("Content-Range", "bytes 0-2/3")
-			w.WriteHeader(206)
+			w.WriteHeader(http.StatusPartialContent)
 		}, want: ErrRange},
-		"no content-range": {offset: 1, answer: func(w http.ResponseWriter) { w.WriteHeader(206) }, want: ErrRange},
+		"no content-range": {offset: 1, answer: func(w http.ResponseWriter) { w.WriteHeader(http.StatusPartialContent) }, want: ErrRange},
 		"length lies": {offset: 1, answer: func(w http.ResponseWriter) {
 			w.Header().Set("Content-Range", "bytes 1-2/3")
 			w.Header().Set("Content-Length", "1")
-			w.WriteHeader(206)
+			w.WriteHeader(http.StatusPartialContent)
 			io.WriteString(w, "b")
 		}, want: ErrRange},
 		"not to the end": {offset: 1, answer: func(w http.ResponseWriter) {
 			w.Header().Set("Content-Range", "bytes 1-1/3")
-			w.WriteHeader(206)
+			w.WriteHeader(http.StatusPartialContent)
 			io.WriteString(w, "b")
 		}, want: ErrRange},
-		"416":          {offset: 1, answer: func(w http.ResponseWriter) { w.WriteHeader(416) }, want: ErrRange},
-		"404":          {answer: func(w http.ResponseWriter) { w.WriteHeader(404) }, status: 404},
-		"unasked 206":  {answer: func(w http.ResponseWriter) { w.WriteHeader(206) }, want: ErrRange},
-		"204 is wrong": {answer: func(w http.ResponseWriter) { w.WriteHeader(204) }, status: 204},
+		"416":          {offset: 1, answer: func(w http.ResponseWriter) { w.WriteHeader(http.StatusRequestedRangeNotSatisfiable) }, want: ErrRange},
+		"404":          {answer: func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) }, status: 404},
+		"unasked 206":  {answer: func(w http.ResponseWriter) { w.WriteHeader(http.StatusPartialContent) }, want: ErrRange},
+		"204 is wrong": {answer: func(w http.ResponseWriter) { w.WriteHeader(http.StatusNoContent) }, status: 204},
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
