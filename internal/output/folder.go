@@ -89,7 +89,7 @@ func makeDirs(dir string) (created []string, err error) {
 			}
 			break
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
 			return nil, err
 		}
 		missing = append(missing, d)

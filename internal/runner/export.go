@@ -1,0 +1,303 @@
+// Package runner joins a vSphere session to the export pipeline: it finds the
+// VM, checks what stands in the way, makes the preparations that were asked
+// for, and hands the pipeline its lease. The daemon runs its jobs through it,
+// hyper2kvm its exports.
+package runner
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/internal/export"
+	"github.com/hyper2kvm/hyper2kvm/internal/output"
+	"github.com/hyper2kvm/hyper2kvm/internal/problem"
+	"github.com/hyper2kvm/hyper2kvm/progress"
+	"github.com/hyper2kvm/hyper2kvm/vsphere"
+)
+
+const (
+	// tickInterval is how often numbers are reported.
+	tickInterval = 250 * time.Millisecond
+	// shutdownTimeout is how long a guest may take to shut down.
+	shutdownTimeout = 10 * time.Minute
+	// cleanupTimeout bounds the removal of a snapshot, which the host may
+	// take minutes to consolidate.
+	cleanupTimeout = 10 * time.Minute
+	// defaultParallel is how many disks are in transfer at once.
+	defaultParallel = 4
+)
+
+// Export exports the VM that def names through the session c and reports to
+// sink. The definition's VCenter is not looked at: c is that vCenter. Errors
+// are *problem.Error. What was done to the VM is undone, except what was asked
+// for: a shut down guest stays off and a removed CD-ROM drive stays out.
+func Export(ctx context.Context, c *vsphere.Client, def models.Definition, sink progress.Sink) (result models.Result, err error) {
+	started := time.Now()
+	tracker := progress.NewTracker(sink)
+	tick, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { tracker.Run(tick, tickInterval) })
+	defer wg.Wait()
+	defer stop()
+
+	if err := checkDefinition(def); err != nil {
+		return models.Result{}, err
+	}
+	tracker.Enter(progress.Discovering)
+	summary, err := c.FindVM(ctx, def.VMPath)
+	if err != nil {
+		return models.Result{}, err
+	}
+	vm, err := c.InspectVM(ctx, summary.MoRef)
+	if err != nil {
+		return models.Result{}, err
+	}
+	tracker.Remark(slog.LevelInfo, "found VM", slog.String("vm", vm.Path), slog.String("power", vm.PowerState),
+		slog.Int("disks", len(vm.Disks)))
+	identity := output.VM{
+		Name: vm.Name, Path: vm.Path, MoRef: vm.MoRef, InstanceUUID: vm.InstanceUUID,
+		BIOSUUID: vm.BIOSUUID, Server: serverID(c.About()),
+	}
+	if err := checkVM(vm, def.Options); err != nil {
+		return models.Result{}, err
+	}
+
+	tracker.Enter(progress.Preparing)
+	folder, err := output.Hold(def.OutputPath, vm.Path)
+	if err != nil {
+		return models.Result{}, err
+	}
+	defer func() {
+		if cerr := folder.Close(); cerr != nil {
+			tracker.Remark(slog.LevelWarn, "could not give the output folder back", slog.String("error", cerr.Error()))
+		}
+	}()
+	overwrite := is(def.Options.Overwrite)
+	if err := folder.Examine(identity, overwrite); err != nil {
+		return models.Result{}, err
+	}
+	source, err := prepare(ctx, c, vm, def.Options, tracker)
+	if err != nil {
+		return models.Result{}, err
+	}
+	defer func() {
+		if cerr := source.release(ctx); cerr != nil {
+			tracker.Remark(slog.LevelError, "could not remove the export's snapshot, remove it by hand",
+				slog.String("vm", vm.Path), slog.String("snapshot", source.snapshotName), slog.String("error", cerr.Error()))
+		}
+	}()
+	plan := export.Plan{
+		VM: identity, Hardware: hardware(source.vm, source.removed), State: source.state(), Snapshot: source.snapshot != "",
+		Folder: folder, Version: models.Version, Parallel: defaultParallel,
+		Overwrite: overwrite, IncludeMedia: is(def.Options.IncludeMedia), Started: started,
+	}
+	if p := def.Options.ParallelDownloads; p != nil {
+		plan.Parallel = *p
+	}
+	if !is(def.Options.SkipSpaceCheck) {
+		plan.NeedBytes = source.vm.Committed
+	}
+	done, err := export.Run(ctx, source, plan, tracker)
+	if err != nil {
+		return models.Result{}, err
+	}
+	result = models.Result{
+		VMName: vm.Name, OutputDir: folder.Dir(), OVFPath: folder.Path(done.OVF),
+		TotalSize: done.Receipt.Size(), Duration: time.Since(started).Round(time.Millisecond).String(),
+		Verified: done.Receipt.Verified, Warnings: done.Receipt.Warnings,
+	}
+	for _, f := range done.Receipt.Files {
+		result.Files = append(result.Files, folder.Path(f.Name))
+	}
+	return result, nil
+}
+
+func is(b *bool) bool { return b != nil && *b }
+
+// checkDefinition refuses what cannot be done before anything is touched.
+func checkDefinition(def models.Definition) error {
+	fail := func(why, advice string) error {
+		return problem.New(problem.Invalid, fmt.Sprintf("export VM %q", def.VMPath), errors.New(why), advice)
+	}
+	switch {
+	case def.VMPath == "":
+		return fail("no VM is named", "give its inventory path, its name or moref:vm-123")
+	case def.OutputPath == "":
+		return fail("no output folder is named", "give the folder to export into")
+	}
+	if f := def.Options.Format; f != nil && *f != models.OVF {
+		return fail(fmt.Sprintf("format %q is not available in this version", *f), "use ovf")
+	}
+	if p := def.Options.ParallelDownloads; p != nil && (*p < 1 || *p > 16) {
+		return fail(fmt.Sprintf("%d parallel downloads", *p), "use 1 to 16")
+	}
+	return nil
+}
+
+// checkVM refuses a VM whose export the host would refuse, before anything is
+// done to it.
+func checkVM(vm vsphere.VM, o models.Options) error {
+	what := fmt.Sprintf("export VM %q", vm.Path)
+	for _, b := range vm.Blockers {
+		if b.PowerState && (is(o.Snapshot) || is(o.Shutdown)) {
+			continue
+		}
+		if b.Media && (is(o.RemoveCDROM) || !b.Certain) {
+			continue
+		}
+		return problem.New(problem.Conflict, what, errors.New(b.What), b.Advice)
+	}
+	if is(o.RemoveCDROM) && is(o.Snapshot) && !is(o.Shutdown) && vm.PowerState != "poweredOff" && len(vm.CDROMs) > 0 {
+		return problem.New(problem.Conflict, what, errors.New("a CD-ROM drive cannot be removed from a running VM"),
+			"leave remove_cdrom out, or shut the VM down")
+	}
+	return nil
+}
+
+func serverID(a vsphere.About) string {
+	if a.InstanceUUID != "" {
+		return a.InstanceUUID
+	}
+	return a.Host
+}
+
+func hardware(vm vsphere.VM, removed []string) output.Hardware {
+	h := output.Hardware{
+		CPUs: vm.CPUs, CoresPerSocket: vm.CoresPerSocket, MemoryMB: vm.MemoryMB,
+		Firmware: vm.Firmware, SecureBoot: vm.SecureBoot, GuestID: vm.GuestID, GuestOS: vm.GuestOS,
+		HardwareVersion: vm.HardwareVersion, Removed: removed,
+	}
+	for _, d := range vm.Disks {
+		h.Disks = append(h.Disks, output.Disk{Label: d.Label, Controller: d.Controller, Capacity: d.Capacity})
+	}
+	for _, n := range vm.NICs {
+		h.NICs = append(h.NICs, output.NIC{Label: n.Label, Type: n.Type, MAC: n.MAC, Network: n.Network})
+	}
+	return h
+}
+
+// source is an export.Origin: a VM made ready, and what has to be undone.
+type source struct {
+	client       *vsphere.Client
+	vm           vsphere.VM
+	removed      []string
+	snapshot     string // moref
+	snapshotName string
+}
+
+// prepare makes the VM ready as the options ask: guest shut down, CD-ROM
+// drives removed, snapshot made.
+func prepare(ctx context.Context, c *vsphere.Client, vm vsphere.VM, o models.Options, tracker *progress.Tracker) (*source, error) {
+	s := &source{client: c, vm: vm}
+	changed := false
+	if vm.PowerState != "poweredOff" && is(o.Shutdown) {
+		tracker.Remark(slog.LevelInfo, "shutting the guest down", slog.String("vm", vm.Path))
+		if err := c.Shutdown(ctx, vm.MoRef, shutdownTimeout); err != nil {
+			return nil, err
+		}
+		changed = true
+	}
+	if is(o.RemoveCDROM) && len(vm.CDROMs) > 0 {
+		removed, err := c.RemoveCDROMs(ctx, vm.MoRef)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range removed {
+			text := d.Label
+			if d.ISO != "" {
+				text += " with " + d.ISO
+			}
+			s.removed = append(s.removed, text)
+			tracker.Remark(slog.LevelInfo, "removed CD-ROM drive", slog.String("vm", vm.Path), slog.String("device", text))
+		}
+		changed = true
+	}
+	if changed {
+		var err error
+		if s.vm, err = c.InspectVM(ctx, vm.MoRef); err != nil {
+			return nil, err
+		}
+	}
+	if s.vm.PowerState != "poweredOff" && is(o.Snapshot) {
+		s.snapshotName = "hyper2kvm " + time.Now().UTC().Format("2006-01-02 15:04:05")
+		tracker.Remark(slog.LevelInfo, "making a snapshot", slog.String("vm", vm.Path), slog.String("snapshot", s.snapshotName))
+		var err error
+		s.snapshot, err = c.CreateSnapshot(ctx, vm.MoRef, s.snapshotName, "made for an export, removed at its end")
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// release removes the snapshot, on a context that is alive.
+func (s *source) release(ctx context.Context) error {
+	if s.snapshot == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	return s.client.RemoveSnapshot(ctx, s.snapshot)
+}
+
+// state identifies the content of the VM's disks. The content id of a disk
+// (VirtualDiskFlatVer2BackingInfo.contentId) changes when it is written after
+// it was opened, the change version when the VM is reconfigured. The content
+// of a snapshot never comes again, so it has no state.
+func (s *source) state() string {
+	if s.snapshot != "" {
+		return ""
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q\n", s.vm.ChangeVersion, s.vm.InstanceUUID)
+	for _, d := range s.vm.Disks {
+		fmt.Fprintf(h, "%d %q %d %q\n", d.Key, d.File, d.Capacity, d.ContentID)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// OpenLease is part of export.Origin.
+func (s *source) OpenLease(ctx context.Context) (export.Lease, error) {
+	var l *vsphere.Lease
+	var err error
+	if s.snapshot != "" {
+		l, err = s.client.ExportSnapshot(ctx, s.vm.MoRef, s.snapshot)
+	} else {
+		l, err = s.client.ExportVM(ctx, s.vm.MoRef)
+	}
+	if errors.Is(err, vsphere.ErrBusy) {
+		return nil, &busyError{err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &lease{Lease: l}, nil
+}
+
+// busyError makes vSphere's busy VM the pipeline's.
+type busyError struct{ error }
+
+func (e *busyError) Unwrap() error        { return e.error }
+func (e *busyError) Is(target error) bool { return target == export.ErrBusy }
+
+// Descriptor is part of export.Origin.
+func (s *source) Descriptor(ctx context.Context, name string, files []export.DescriptorFile) ([]byte, []string, error) {
+	p := vsphere.DescriptorParams{Name: name, SnapshotMoRef: s.snapshot}
+	for _, f := range files {
+		p.Files = append(p.Files, vsphere.DescriptorFile{
+			Key: f.Key, Path: f.Name, Size: f.Size, Capacity: f.Capacity, PopulatedSize: f.PopulatedSize,
+		})
+	}
+	d, err := s.client.CreateDescriptor(ctx, s.vm.MoRef, p)
+	return d.XML, d.Warnings, err
+}
+
+var _ io.Closer = (*Runner)(nil)

@@ -1,0 +1,194 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hyper2kvm/hyper2kvm/daemon/jobs"
+	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/internal/problem"
+	"github.com/hyper2kvm/hyper2kvm/progress"
+	"github.com/hyper2kvm/hyper2kvm/vsphere"
+)
+
+// closeTimeout bounds a logout: the server ends an abandoned session by
+// itself.
+const closeTimeout = 5 * time.Second
+
+// Options say which vCenters a Runner knows.
+type Options struct {
+	// Default gives the vCenter of jobs that name none. It is asked each time
+	// a session is opened, so that an error ("GOVC_URL is not set") reaches
+	// the job that needs it.
+	Default func() (vsphere.Config, error)
+	// Named are the vCenters of the configuration.
+	Named  map[string]vsphere.Config
+	Logger *slog.Logger
+}
+
+// Runner exports jobs and lists VMs. Jobs of one vCenter share its session;
+// a job that brings its own credentials has its own. Its methods are safe for
+// concurrent use.
+type Runner struct {
+	opts Options
+
+	mu       sync.Mutex
+	sessions map[string]*session // "" is the default vCenter
+}
+
+// session is one shared client; its lock is held while it connects, so that
+// jobs that start together log in once.
+type session struct {
+	mu     sync.Mutex
+	client *vsphere.Client
+}
+
+// New returns a Runner. It connects when the first job needs it.
+func New(opts Options) *Runner {
+	return &Runner{opts: opts, sessions: map[string]*session{}}
+}
+
+// Run is part of jobs.Runner.
+func (r *Runner) Run(ctx context.Context, spec jobs.Spec, sink progress.Sink) (models.Result, error) {
+	def := spec.Definition
+	if err := checkDefinition(def); err != nil {
+		return models.Result{}, err
+	}
+	if vc := def.VCenter; vc != nil && vc.Name == "" {
+		cfg, err := inline(vc)
+		if err != nil {
+			return models.Result{}, err
+		}
+		client, err := vsphere.Connect(ctx, cfg, r.opts.Logger)
+		if err != nil {
+			return models.Result{}, err
+		}
+		defer r.logout(ctx, client)
+		return Export(ctx, client, def, sink)
+	}
+	client, err := r.client(ctx, nameOf(def.VCenter))
+	if err != nil {
+		return models.Result{}, err
+	}
+	return Export(ctx, client, def, sink)
+}
+
+// ListVMs gives the VMs of the vCenter of that name, "" for the default one.
+func (r *Runner) ListVMs(ctx context.Context, vcenter string) ([]models.VM, error) {
+	client, err := r.client(ctx, vcenter)
+	if err != nil {
+		return nil, err
+	}
+	list, err := client.ListVMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return VMs(list), nil
+}
+
+// VMs turns inventory rows into the API's.
+func VMs(list []vsphere.VMSummary) []models.VM {
+	out := make([]models.VM, len(list))
+	for i, v := range list {
+		out[i] = models.VM{
+			Path: v.Path, Name: v.Name, MoRef: v.MoRef, UUID: v.InstanceUUID, PowerState: v.PowerState,
+			GuestOS: v.GuestOS, CPUs: v.CPUs, MemoryMB: v.MemoryMB, Storage: v.Committed,
+			Template: v.Template, Snapshots: v.HasSnapshots, Firmware: v.Firmware,
+		}
+	}
+	return out
+}
+
+// Close logs all shared sessions out.
+func (r *Runner) Close() error {
+	r.mu.Lock()
+	sessions := slices.Collect(maps.Values(r.sessions))
+	r.sessions = map[string]*session{}
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	var errs []error
+	for _, s := range sessions {
+		s.mu.Lock()
+		if s.client != nil {
+			errs = append(errs, s.client.Close(ctx))
+			s.client = nil
+		}
+		s.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+func nameOf(vc *models.VCenter) string {
+	if vc == nil {
+		return ""
+	}
+	return vc.Name
+}
+
+func (r *Runner) client(ctx context.Context, name string) (*vsphere.Client, error) {
+	r.mu.Lock()
+	s := r.sessions[name]
+	if s == nil {
+		s = &session{}
+		r.sessions[name] = s
+	}
+	r.mu.Unlock()
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.client != nil {
+		return s.client, nil
+	}
+	cfg, err := r.config(name)
+	if err != nil {
+		return nil, err
+	}
+	s.client, err = vsphere.Connect(ctx, cfg, r.opts.Logger)
+	return s.client, err
+}
+
+func (r *Runner) config(name string) (vsphere.Config, error) {
+	if name == "" {
+		return r.opts.Default()
+	}
+	cfg, ok := r.opts.Named[name]
+	if !ok {
+		known := slices.Sorted(maps.Keys(r.opts.Named))
+		return cfg, problem.New(problem.Invalid, fmt.Sprintf("use vCenter %q", name),
+			errors.New("the configuration does not know it"), "known are: "+strings.Join(known, ", "))
+	}
+	return cfg, nil
+}
+
+func (r *Runner) logout(ctx context.Context, c *vsphere.Client) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	if err := c.Close(ctx); err != nil {
+		r.opts.Logger.Warn("could not log out", slog.String("error", err.Error()))
+	}
+}
+
+// inline makes the configuration of a job's own vCenter.
+func inline(vc *models.VCenter) (vsphere.Config, error) {
+	u, user, pass, err := vsphere.ParseURL(vc.Server)
+	if err != nil {
+		return vsphere.Config{}, err
+	}
+	cfg := vsphere.Config{URL: u, Username: user, Password: pass}
+	if vc.Username != "" {
+		cfg.Username = vc.Username
+	}
+	if vc.Password != "" {
+		cfg.Password = vc.Password
+	}
+	cfg.Insecure = is(vc.Insecure)
+	return cfg, nil
+}
