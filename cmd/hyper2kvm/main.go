@@ -1,0 +1,19 @@
+// Command hyper2kvm exports virtual machines, at a terminal or from scripts.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/hyper2kvm"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	// From the first signal on a second one kills.
+	context.AfterFunc(ctx, stop)
+	os.Exit(hyper2kvm.Run(ctx, os.Args[1:], term.System()))
+}

@@ -1,0 +1,108 @@
+package h2kvmctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
+)
+
+// completeTimeout bounds what a press of the tab key waits for the daemon.
+const completeTimeout = 2 * time.Second
+
+var shells = []string{"bash", "zsh", "fish"}
+
+// configureCompletion makes the library's completion command one like the
+// others: shown, and with usage errors of its own.
+func configureCompletion(c *cli.Command) {
+	c.Hidden = false
+	c.Usage = "print the completion script for bash, zsh or fish"
+	c.UsageText = name + " completion bash|zsh|fish"
+	c.Description = "For the running shell: source <(" + name + " completion bash). For fish:\n" +
+		name + " completion fish > ~/.config/fish/completions/" + name + ".fish"
+	c.Commands = slices.DeleteFunc(c.Commands, func(c *cli.Command) bool { return !slices.Contains(shells, c.Name) })
+	c.Action = func(_ context.Context, cmd *cli.Command) error {
+		if given := cmd.Args().First(); given != "" {
+			return exit.Unknown("shell", given, shells)
+		}
+		return exit.UsageError(errors.New("no shell was given"), "give one of "+strings.Join(shells, ", "))
+	}
+}
+
+// complete proposes values for the flag that stands last, else flags. Without
+// a daemon there are no values to propose, and no error: a prompt is no place
+// for one.
+func (a *app) complete(ctx context.Context, cmd *cli.Command) {
+	args := cmd.Args().Slice()
+	last := ""
+	if len(args) > 0 {
+		last = strings.TrimLeft(args[len(args)-1], "-")
+	}
+	var values []string
+	switch last {
+	case "id", "vm":
+		values = a.remoteValues(ctx, cmd, last)
+	case "status":
+		values = statusNames()
+	case "format":
+		values = []string{string(models.OVF)}
+	default:
+		cli.DefaultCompleteWithFlags(ctx, cmd)
+		return
+	}
+	for _, v := range values {
+		// A colon would begin the description, and what a terminal obeys has no
+		// place on a prompt.
+		if !strings.Contains(v, ":") && term.Clean(v) == v {
+			fmt.Fprintln(a.io.Out, v)
+		}
+	}
+}
+
+func (a *app) remoteValues(ctx context.Context, cmd *cli.Command, flag string) []string {
+	c, err := a.client(cmd)
+	if err != nil {
+		return nil
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
+	defer cancel()
+	var values []string
+	if flag == "vm" {
+		list, err := c.VMs(ctx, "", "")
+		if err != nil {
+			return nil
+		}
+		for _, vm := range list.VMs {
+			values = append(values, vm.Path)
+		}
+		return values
+	}
+	jobs, err := c.Query(ctx, models.QueryRequest{All: true})
+	if err != nil {
+		return nil
+	}
+	for _, j := range jobs.Jobs {
+		if cmd.Name == "cancel" && j.Status.Final() {
+			continue
+		}
+		values = append(values, j.ID)
+	}
+	return values
+}
+
+func statusNames() []string {
+	var names []string
+	for _, s := range []models.Status{models.Pending, models.Running, models.Completed, models.Failed, models.Cancelled} {
+		names = append(names, string(s))
+	}
+	return names
+}

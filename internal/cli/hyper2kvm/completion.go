@@ -1,0 +1,85 @@
+package hyper2kvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
+)
+
+// completeTimeout bounds what a press of the tab key waits for vCenter.
+const completeTimeout = 3 * time.Second
+
+var shells = []string{"bash", "zsh", "fish"}
+
+// configureCompletion makes the library's completion command one like the
+// others: shown, and with usage errors of its own.
+func configureCompletion(c *cli.Command) {
+	c.Hidden = false
+	c.Usage = "print the completion script for bash, zsh or fish"
+	c.ArgsUsage = "bash|zsh|fish"
+	c.Description = "For the running shell: source <(" + name + " completion bash). For fish:\n" +
+		name + " completion fish > ~/.config/fish/completions/" + name + ".fish"
+	c.Commands = slices.DeleteFunc(c.Commands, func(c *cli.Command) bool { return !slices.Contains(shells, c.Name) })
+	c.Action = func(_ context.Context, cmd *cli.Command) error {
+		if given := cmd.Args().First(); given != "" {
+			return exit.Unknown("shell", given, shells)
+		}
+		return exit.UsageError(errors.New("no shell was given"), "give one of "+strings.Join(shells, ", "))
+	}
+}
+
+// complete proposes values for the flag that stands last, else flags. Without
+// a vCenter there are no VMs to propose, and no error: a prompt is no place
+// for one.
+func (a *app) complete(ctx context.Context, cmd *cli.Command) {
+	last := ""
+	if args := cmd.Args().Slice(); len(args) > 0 {
+		last = strings.TrimLeft(args[len(args)-1], "-")
+	}
+	var values []string
+	switch last {
+	case "vm":
+		values = a.vmPaths(ctx)
+	case "format":
+		values = []string{string(models.OVF)}
+	default:
+		cli.DefaultCompleteWithFlags(ctx, cmd)
+		return
+	}
+	for _, v := range values {
+		// A colon would begin the description.
+		if !strings.Contains(v, ":") {
+			fmt.Fprintln(a.io.Out, v)
+		}
+	}
+}
+
+func (a *app) vmPaths(ctx context.Context) []string {
+	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
+	defer cancel()
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	client, err := a.connect(ctx, log)
+	if err != nil {
+		return nil
+	}
+	defer disconnect(ctx, client, log)
+	vms, err := client.ListVMs(ctx)
+	if err != nil {
+		return nil
+	}
+	paths := make([]string, len(vms))
+	for i, vm := range vms {
+		paths[i] = vm.Path
+	}
+	return paths
+}

@@ -1,0 +1,136 @@
+// Package hyper2kvm is the body of the command line that exports virtual
+// machines itself, without a daemon: a guided way for people at a terminal,
+// and one command a file for scripts.
+package hyper2kvm
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
+	"github.com/hyper2kvm/hyper2kvm/internal/logging"
+	"github.com/hyper2kvm/hyper2kvm/vsphere"
+)
+
+const (
+	name    = "hyper2kvm"
+	tagline = "Hypervisor to KVM Migration Tool"
+	// closeTimeout bounds a logout: the server ends an abandoned session by
+	// itself.
+	closeTimeout = 5 * time.Second
+)
+
+// Run runs hyper2kvm with args, which do not hold the program's name, and
+// gives its exit code (see package exit). Answers go to io.Out; progress,
+// remarks and errors to io.Err. When ctx ends, an export gives its lease back,
+// keeps its partial files, and the code is exit.Interrupted.
+func Run(ctx context.Context, args []string, io term.IO) int {
+	io, written := io.Checked()
+	a := &app{io: io}
+	err := a.root().Run(ctx, append([]string{name}, args...))
+	if err == nil {
+		err = written()
+	}
+	return exit.Report(ctx, io.Err, err)
+}
+
+// app is one run of hyper2kvm.
+type app struct {
+	io    term.IO
+	json  bool
+	debug bool
+}
+
+// errIO is where progress goes: standard error takes the place of standard
+// output, which belongs to the answer.
+func (a *app) errIO() term.IO {
+	e := a.io
+	e.Out = a.io.Err
+	return e
+}
+
+func (a *app) root() *cli.Command {
+	root := &cli.Command{
+		Name:    name,
+		Usage:   "export virtual machines from VMware vSphere",
+		Version: models.Version,
+		Description: "Without a command, on a terminal, it asks for everything it needs.\n" +
+			"The vCenter comes from the environment, as govc reads it: GOVC_URL, GOVC_USERNAME,\n" +
+			"GOVC_PASSWORD, GOVC_INSECURE, GOVC_DATACENTER, GOVC_TLS_CA_CERTS, GOVC_TLS_KNOWN_HOSTS.",
+		Writer: a.io.Out, ErrWriter: a.io.Err, Reader: a.io.In,
+		EnableShellCompletion: true,
+		ConfigureShellCompletionCommand: func(c *cli.Command) {
+			configureCompletion(c)
+			exit.Commands(c)
+		},
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "json", Usage: "print the answer as JSON"},
+			&cli.BoolFlag{Name: "no-color", Usage: "no colours and bars, also on a terminal (env NO_COLOR)"},
+			&cli.BoolFlag{Name: "debug", Usage: "log more, to standard error"},
+		},
+		Commands: []*cli.Command{a.listCommand(), a.inspectCommand(), a.exportCommand(), a.verifyCommand()},
+		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
+			a.io.NoColor = a.io.NoColor || cmd.Bool("no-color")
+			a.json, a.debug = cmd.Bool("json"), cmd.Bool("debug")
+			return ctx, nil
+		},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			switch given := cmd.Args().First(); given {
+			case "":
+				return a.guided(ctx)
+			case "help":
+				if topic := cmd.Args().Get(1); topic != "" {
+					return cli.ShowCommandHelp(ctx, cmd, topic)
+				}
+				return cli.ShowRootCommandHelp(cmd)
+			default:
+				return exit.UnknownCommand(cmd, given)
+			}
+		},
+	}
+	exit.Commands(root)
+	return root
+}
+
+// logger writes warnings, or everything with -debug, to w.
+func (a *app) logger(w interface{ Write([]byte) (int, error) }) *slog.Logger {
+	level := slog.LevelWarn
+	if a.debug {
+		level = slog.LevelDebug
+	}
+	return slog.New(logging.New(w, level, logging.Text))
+}
+
+// connect opens a session with the environment's vCenter. The caller ends it
+// with disconnect.
+func (a *app) connect(ctx context.Context, log *slog.Logger) (*vsphere.Client, error) {
+	cfg, err := vsphere.ConfigFromEnv(a.io.Getenv)
+	if err != nil {
+		return nil, err
+	}
+	return vsphere.Connect(ctx, cfg, log)
+}
+
+// disconnect logs out, also after ctx has ended.
+func disconnect(ctx context.Context, c *vsphere.Client, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	if err := c.Close(ctx); err != nil {
+		log.Warn("could not log out", slog.String("error", err.Error()))
+	}
+}
+
+// required gives a text flag's value, which must not be empty.
+func required(cmd *cli.Command, flag, advice string) (string, error) {
+	v := cmd.String(flag)
+	if v == "" {
+		return "", exit.UsageError(errors.New("-"+flag+" is missing"), advice)
+	}
+	return v, nil
+}

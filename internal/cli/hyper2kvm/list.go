@@ -1,0 +1,97 @@
+package hyper2kvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
+	"github.com/hyper2kvm/hyper2kvm/internal/runner"
+)
+
+func (a *app) listCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "list",
+		Usage:     "list virtual machines and templates",
+		UsageText: name + " list [PATTERN]",
+		Description: "PATTERN with *, ? or [ is a shell pattern for the name or the whole path, any other is a\n" +
+			"part of either. Case does not matter.",
+		Action:        a.list,
+		ShellComplete: a.complete,
+	}
+}
+
+func (a *app) list(ctx context.Context, cmd *cli.Command) error {
+	if cmd.Args().Len() > 1 {
+		return exit.UsageError(errors.New("more than one pattern was given"), "quote a pattern that holds spaces or *")
+	}
+	pattern := cmd.Args().First()
+	if _, err := path.Match(pattern, ""); err != nil {
+		return exit.UsageError(fmt.Errorf("pattern %.80q: %w", pattern, err), "close its brackets")
+	}
+	log := a.logger(a.io.Err)
+	client, err := a.connect(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer disconnect(ctx, client, log)
+	all, err := client.ListVMs(ctx)
+	if err != nil {
+		return err
+	}
+	vms := slices.DeleteFunc(runner.VMs(all), func(vm models.VM) bool { return !matches(pattern, vm.Name, vm.Path) })
+	if a.json {
+		return a.io.JSON(models.VMList{VMs: vms, Total: len(vms), Timestamp: time.Now().UTC()})
+	}
+	a.io.Heading("Virtual Machines")
+	if len(vms) > 0 {
+		rows := make([][]string, len(vms))
+		for i, vm := range vms {
+			rows[i] = []string{
+				vm.Path, power(vm.PowerState, vm.Template), strconv.Itoa(vm.CPUs), term.Size(int64(vm.MemoryMB) << 20), term.Size(vm.Storage), vm.GuestOS,
+			}
+		}
+		a.io.Table([]string{"Path", "Power", "CPUs", "Memory", "Storage", "Guest"}, rows)
+	}
+	a.io.Success("Found %d virtual machine(s)", len(vms))
+	return nil
+}
+
+// matches reports whether pattern, a valid one, fits a VM's name or path.
+func matches(pattern, vmName, vmPath string) bool {
+	pattern, vmName, vmPath = strings.ToLower(pattern), strings.ToLower(vmName), strings.ToLower(vmPath)
+	for _, s := range []string{vmName, vmPath} {
+		if !strings.ContainsAny(pattern, `*?[`) {
+			if strings.Contains(s, pattern) {
+				return true
+			}
+			continue
+		}
+		if ok, err := path.Match(pattern, s); ok && err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// power is a power state for people.
+func power(state string, template bool) string {
+	switch {
+	case template:
+		return "template"
+	case state == "poweredOn":
+		return "on"
+	case state == "poweredOff":
+		return "off"
+	}
+	return state
+}

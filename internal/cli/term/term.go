@@ -1,0 +1,223 @@
+// Package term is the one room for looks: whether there is a terminal, what
+// colours and boxes are drawn on it, how sizes, rates and times are written.
+// Off a terminal everything here is plain text without a single escape.
+package term
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/mattn/go-runewidth"
+	"golang.org/x/term"
+)
+
+// IO are the streams and the environment of a command, so that a test can
+// run a whole binary in its own process.
+type IO struct {
+	In      io.Reader
+	Out     io.Writer
+	Err     io.Writer
+	Getenv  func(string) string
+	NoColor bool // asked for by a flag
+}
+
+// System gives the process's own streams.
+func System() IO {
+	return IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv}
+}
+
+// Styled reports whether colours and cursor movement may be used on standard
+// output: it is a terminal, and neither NO_COLOR, TERM=dumb nor a flag says
+// otherwise.
+func (s IO) Styled() bool {
+	return s.Terminal() && !s.NoColor && s.Getenv("NO_COLOR") == "" && s.Getenv("TERM") != "dumb"
+}
+
+// Terminal reports whether standard output is a terminal.
+func (s IO) Terminal() bool { return isTerminal(s.Out) }
+
+// Interactive reports whether a person can be asked: both standard input and
+// output are a terminal that can move its cursor.
+func (s IO) Interactive() bool {
+	return isTerminal(s.In) && isTerminal(s.Out) && s.Getenv("TERM") != "dumb"
+}
+
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// Width is the terminal's width in columns, 80 when there is none.
+func (s IO) Width() int {
+	if f, ok := s.Out.(*os.File); ok {
+		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
+			return w
+		}
+	}
+	return 80
+}
+
+// Escapes of the few styles in use.
+const (
+	reset  = "\x1b[0m"
+	bold   = "\x1b[1m"
+	green  = "\x1b[30;42m"
+	cyan   = "\x1b[30;46m"
+	yellow = "\x1b[30;43m"
+)
+
+func (s IO) badge(style, label, format string, args []any) {
+	text := fmt.Sprintf(format, args...)
+	if s.Styled() {
+		s.styledBadge(style, label, text)
+		return
+	}
+	s.plainBadge(style, label, text)
+}
+
+func (s IO) styledBadge(style, label, text string) {
+	fmt.Fprintf(s.Out, "%s %-7s %s %s\n", style, label, reset, Clean(text))
+}
+
+func (s IO) plainBadge(_, label, text string) {
+	fmt.Fprintf(s.Out, " %-7s  %s\n", label, Clean(text))
+}
+
+// Success says that something is done.
+func (s IO) Success(format string, args ...any) { s.badge(green, "SUCCESS", format, args) }
+
+// Info says something worth knowing.
+func (s IO) Info(format string, args ...any) { s.badge(cyan, "INFO", format, args) }
+
+// Warn says something to look at.
+func (s IO) Warn(format string, args ...any) { s.badge(yellow, "WARNING", format, args) }
+
+// Heading begins a section, as "# text".
+func (s IO) Heading(text string) {
+	if s.Styled() {
+		fmt.Fprintf(s.Out, "%s# %s%s\n", bold, Clean(text), reset)
+		return
+	}
+	fmt.Fprintf(s.Out, "# %s\n", Clean(text))
+}
+
+// Table draws a boxed table. Cells are cleaned and aligned by the width they
+// have on a terminal; columns wider than their limit in max (0 is none) are
+// shortened.
+func (s IO) Table(head []string, rows [][]string, limits ...int) {
+	limit := func(i int) int {
+		if i < len(limits) && limits[i] > 0 {
+			return limits[i]
+		}
+		return math.MaxInt
+	}
+	all := append([][]string{head}, rows...)
+	widths := make([]int, len(head))
+	for r, row := range all {
+		cells := make([]string, len(head))
+		for i := range head {
+			if i < len(row) {
+				cells[i] = Shorten(Clean(row[i]), limit(i))
+			}
+			widths[i] = max(widths[i], runewidth.StringWidth(cells[i]))
+		}
+		all[r] = cells
+	}
+	line := func(left, mid, right string) {
+		parts := make([]string, len(widths))
+		for i, w := range widths {
+			parts[i] = strings.Repeat("─", w+2)
+		}
+		fmt.Fprintln(s.Out, left+strings.Join(parts, mid)+right)
+	}
+	line("┌", "┬", "┐")
+	for r, row := range all {
+		var b strings.Builder
+		for i, cell := range row {
+			pad := strings.Repeat(" ", widths[i]-runewidth.StringWidth(cell))
+			if r == 0 && s.Styled() {
+				cell = bold + cell + reset
+			}
+			b.WriteString("│ " + cell + pad + " ")
+		}
+		fmt.Fprintln(s.Out, b.String()+"│")
+		if r == 0 {
+			line("├", "┼", "┤")
+		}
+	}
+	line("└", "┴", "┘")
+}
+
+// Shorten cuts s to at most width columns, with an ellipsis where it was cut.
+func Shorten(s string, width int) string {
+	if runewidth.StringWidth(s) <= width {
+		return s
+	}
+	return runewidth.Truncate(s, width, "…")
+}
+
+// Clean takes control characters and escape sequences out of text that came
+// from elsewhere: a VM's name must not move the cursor.
+func Clean(s string) string {
+	clean := true
+	for _, r := range s {
+		if unsafe(r) {
+			clean = false
+			break
+		}
+	}
+	if clean {
+		return s
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t' || r == '\r':
+			return ' '
+		case unsafe(r):
+			return '�'
+		}
+		return r
+	}, s)
+}
+
+func unsafe(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) }
+
+// Size writes bytes with binary units: "1.2 GiB".
+func Size(n int64) string {
+	if n < 1024 {
+		return fmt.Sprintf("%d B", max(0, n))
+	}
+	v := float64(n)
+	unit := -1
+	for v >= 1023.95 && unit < 5 {
+		v /= 1024
+		unit++
+	}
+	return fmt.Sprintf("%.1f %ciB", v, "KMGTPE"[unit])
+}
+
+// Rate writes bytes per second: "25.0 MiB/s".
+func Rate(n int64) string { return Size(n) + "/s" }
+
+// Duration writes a time in two units: "1h02m", "3m07s", "12s"; an unknown
+// (negative) one is "--".
+func Duration(d time.Duration) string {
+	if d < 0 {
+		return "--"
+	}
+	s := int64(d.Round(time.Second) / time.Second)
+	switch {
+	case s >= 86400:
+		return fmt.Sprintf("%dd%02dh", s/86400, s%86400/3600)
+	case s >= 3600:
+		return fmt.Sprintf("%dh%02dm", s/3600, s%3600/60)
+	case s >= 60:
+		return fmt.Sprintf("%dm%02ds", s/60, s%60)
+	}
+	return fmt.Sprintf("%ds", s)
+}
