@@ -1,0 +1,53 @@
+# Every target works in a fresh clone; `make help` lists them.
+GO        ?= go
+GOFLAGS   ?= -trimpath
+BINARIES  := hyper2kvm hyper2kvmd h2kvmctl
+LINTER    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+FUZZTIME  ?= 20s
+TOOLS     := $(CURDIR)/build/tools
+
+.DEFAULT_GOAL := help
+.PHONY: help build test race lint bench fuzz e2e lab demo clean
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build the three binaries into build/
+	@mkdir -p build
+	$(GO) build $(GOFLAGS) -o build/ $(addprefix ./cmd/,$(BINARIES))
+
+test: ## run all tests (needs qemu-img)
+	$(GO) test ./...
+
+race: ## run all tests under the race detector
+	$(GO) test -race ./...
+
+lint: $(TOOLS)/golangci-lint ## vet, format and lint
+	$(TOOLS)/golangci-lint run ./...
+
+$(TOOLS)/golangci-lint:
+	@mkdir -p $(TOOLS)
+	GOBIN=$(TOOLS) $(GO) install $(LINTER)
+
+bench: build ## measure speed and memory against plain downloads
+	$(GO) run ./internal/bench
+
+fuzz: ## run every fuzz test for FUZZTIME (default 20s) each
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "== $$pkg $$f"; \
+	    $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime=10x $$pkg; \
+	  done; \
+	done
+
+e2e: build ## drive the built binaries against the lab as a user would
+	$(GO) test -count=1 -tags e2e ./e2e/...
+
+lab: ## serve a vCenter to try things on; prints the environment to use
+	$(GO) run ./internal/lab/cmd/h2kvm-lab
+
+demo: build ## export a batch from the lab through the daemon and prove it
+	./demo/run
+
+clean: ## remove what the other targets made
+	rm -rf build/*
