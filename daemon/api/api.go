@@ -14,9 +14,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
-	"path"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"time"
 
@@ -377,14 +375,9 @@ func (a *api) cancel(w http.ResponseWriter, r *http.Request) (any, error) {
 	return a.opts.Manager.Cancel(r.Context(), q.JobIDs)
 }
 
-// vms lists virtual machines. A pattern with *, ? or [ is a shell pattern for
-// the name or the whole path; any other is a part of the path. Case does not
-// matter.
+// vms lists the virtual machines that match a pattern; see models.VM.Matches.
 func (a *api) vms(_ http.ResponseWriter, r *http.Request) (any, error) {
-	pattern := strings.ToLower(r.URL.Query().Get("pattern"))
-	if _, err := path.Match(pattern, ""); err != nil {
-		return nil, problem.New(problem.Invalid, "list virtual machines", fmt.Errorf("the pattern %.80q: %w", pattern, err), "close its brackets")
-	}
+	pattern := r.URL.Query().Get("pattern")
 	ctx, cancel := context.WithTimeout(r.Context(), vmsTimeout)
 	defer cancel()
 	all, err := a.opts.VMs.ListVMs(ctx, r.URL.Query().Get("vcenter"))
@@ -396,22 +389,12 @@ func (a *api) vms(_ http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	out := models.VMList{VMs: []models.VM{}, Timestamp: time.Now().UTC()}
 	for _, vm := range all {
-		if matches(pattern, strings.ToLower(vm.Name), strings.ToLower(vm.Path)) {
+		if vm.Matches(pattern) {
 			out.VMs = append(out.VMs, vm)
 		}
 	}
 	out.Total = len(out.VMs)
 	return out, nil
-}
-
-func matches(pattern, name, full string) bool {
-	if !strings.ContainsAny(pattern, "*?[") {
-		return strings.Contains(full, pattern) || strings.Contains(name, pattern)
-	}
-	return slices.ContainsFunc([]string{name, full}, func(s string) bool {
-		ok, err := path.Match(pattern, s)
-		return ok && err == nil
-	})
 }
 
 // readBody reads a whole body within MaxBody and bodyTimeout.

@@ -273,6 +273,10 @@ func (s *source) OpenLease(ctx context.Context) (export.Lease, error) {
 	} else {
 		l, err = s.client.ExportVM(ctx, s.vm.MoRef)
 	}
+	if p, ok := errors.AsType[*problem.Error](err); ok {
+		// vSphere's errors know the VM by its moref only.
+		err = problem.New(p.Kind, fmt.Sprintf("export VM %q", s.vm.Path), p.Err, p.Advice)
+	}
 	if errors.Is(err, vsphere.ErrBusy) {
 		return nil, &busyError{err}
 	}

@@ -134,6 +134,9 @@ func (a *app) result(r models.Result) {
 	took := ""
 	if d, err := time.ParseDuration(r.Duration); err == nil {
 		took = " in " + term.Duration(d)
+		if d < 10*time.Second {
+			took = " in " + d.Round(10*time.Millisecond).String()
+		}
 	}
 	a.io.Success("Exported %s: %d file(s), %s%s", r.VMName, len(r.Files), term.Size(r.TotalSize), took)
 	a.io.Info("OVF: %s", r.OVFPath)

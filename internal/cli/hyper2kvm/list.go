@@ -3,11 +3,8 @@ package hyper2kvm
 import (
 	"context"
 	"errors"
-	"fmt"
-	"path"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -35,9 +32,6 @@ func (a *app) list(ctx context.Context, cmd *cli.Command) error {
 		return exit.UsageError(errors.New("more than one pattern was given"), "quote a pattern that holds spaces or *")
 	}
 	pattern := cmd.Args().First()
-	if _, err := path.Match(pattern, ""); err != nil {
-		return exit.UsageError(fmt.Errorf("pattern %.80q: %w", pattern, err), "close its brackets")
-	}
 	log := a.logger(a.io.Err)
 	client, err := a.connect(ctx, log)
 	if err != nil {
@@ -48,7 +42,7 @@ func (a *app) list(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	vms := slices.DeleteFunc(runner.VMs(all), func(vm models.VM) bool { return !matches(pattern, vm.Name, vm.Path) })
+	vms := slices.DeleteFunc(runner.VMs(all), func(vm models.VM) bool { return !vm.Matches(pattern) })
 	if a.json {
 		return a.io.JSON(models.VMList{VMs: vms, Total: len(vms), Timestamp: time.Now().UTC()})
 	}
@@ -64,23 +58,6 @@ func (a *app) list(ctx context.Context, cmd *cli.Command) error {
 	}
 	a.io.Success("Found %d virtual machine(s)", len(vms))
 	return nil
-}
-
-// matches reports whether pattern, a valid one, fits a VM's name or path.
-func matches(pattern, vmName, vmPath string) bool {
-	pattern, vmName, vmPath = strings.ToLower(pattern), strings.ToLower(vmName), strings.ToLower(vmPath)
-	for _, s := range []string{vmName, vmPath} {
-		if !strings.ContainsAny(pattern, `*?[`) {
-			if strings.Contains(s, pattern) {
-				return true
-			}
-			continue
-		}
-		if ok, err := path.Match(pattern, s); ok && err == nil {
-			return true
-		}
-	}
-	return false
 }
 
 // power is a power state for people.

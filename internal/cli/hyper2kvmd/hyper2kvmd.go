@@ -121,18 +121,19 @@ func (d *command) welcome(addr string) {
 	}
 	d.io.Banner(name, "Hypervisor to KVM Migration Daemon, version "+models.Version)
 	base := "http://" + addr
+	d.io.Heading("Serving " + base)
 	d.io.Table([]string{"Endpoint", "Method", "Answers"}, [][]string{
-		{base + "/health", "GET", "whether it is alive"},
-		{base + "/status", "GET", "version and counts of jobs"},
-		{base + "/jobs/submit", "POST", "takes a job or a batch, JSON or YAML"},
-		{base + "/jobs/query", "POST", "jobs by id or status, or all"},
-		{base + "/jobs/{id}", "GET", "one job"},
-		{base + "/jobs/{id}/events", "GET", "its progress, as it comes"},
-		{base + "/jobs/{id}/logs", "GET", "its log"},
-		{base + "/jobs/cancel", "POST", "stops jobs"},
-		{base + "/events", "GET", "what happens to all jobs"},
-		{base + "/vms", "GET", "virtual machines"},
+		{"/health", "GET", "whether it is alive"},
+		{"/status", "GET", "version and counts of jobs"},
+		{"/jobs/submit", "POST", "takes a job or a batch, JSON or YAML"},
+		{"/jobs/query", "POST", "jobs by id or status, or all"},
+		{"/jobs/{id}", "GET", "one job"},
+		{"/jobs/{id}/events", "GET", "its progress, as it comes"},
+		{"/jobs/{id}/logs", "GET", "its log"},
+		{"/jobs/cancel", "POST", "stops jobs"},
+		{"/events", "GET", "what happens to all jobs"},
+		{"/vms", "GET", "virtual machines"},
 	})
-	d.io.Info("Submit a job: h2kvmctl -daemon %s submit -vm PATH -output DIR", base)
+	d.io.Info("To use it: export H2KVMD_URL=%s", base)
 	d.io.Info("Ctrl-C stops the daemon")
 }

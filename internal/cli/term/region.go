@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/mattn/go-runewidth"
 	"golang.org/x/term"
@@ -29,7 +30,7 @@ func (s IO) Height() int {
 }
 
 // draw replaces what the region shows by lines, and puts above, which are
-// whole lines, over it for good. Lines are cut to the terminal's width, because
+// whole lines, over it for good. A line may be inverted as a whole; else lines hold no escapes. They are cut to the terminal's width, because
 // a wrapped one would be counted wrong, and their number to its height.
 func (r *region) draw(above []byte, lines []string) {
 	width := r.io.Width()
@@ -53,9 +54,13 @@ func (r *region) draw(above []byte, lines []string) {
 	b.Write(above)
 	r.drawn = r.drawn[:0]
 	for _, line := range lines {
-		line = Shorten(line, width-1)
+		line, inverted := strings.CutPrefix(line, invert)
+		line = Shorten(strings.TrimSuffix(line, reset), width-1)
 		r.drawn = append(r.drawn, runewidth.StringWidth(line))
-		b.WriteString(line + "\n")
+		if inverted {
+			line = invert + line + reset
+		}
+		b.WriteString(line + "\r\n") // raw mode needs both
 	}
 	// In one piece, so that nothing flickers.
 	_, _ = r.io.Out.Write(b.Bytes()) // a terminal that is gone ends the process by SIGHUP
