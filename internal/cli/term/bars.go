@@ -218,8 +218,8 @@ type row struct {
 	text    string
 }
 
-// exportRows gives one bar for the whole and one for each file. Files in
-// transfer come first, so that they are seen where there is no room for all.
+// exportRows gives one bar for the whole and one for each file. Where there is
+// no room for all, files in transfer come first.
 func (b *Bars) exportRows(title string, s progress.Snapshot, width int) []string {
 	if len(s.Files) == 0 {
 		text := title + "  " + string(s.Phase)
@@ -235,6 +235,7 @@ func (b *Bars) exportRows(title string, s progress.Snapshot, width int) []string
 		whole = append(whole, string(s.Phase))
 	}
 	rows := []row{{title, s.Percent, strings.Join(whole, "  ")}}
+	fits := len(s.Files) < b.io.Height()-2
 	var idle []row
 	for _, f := range s.Files {
 		percent := 0.0
@@ -242,8 +243,8 @@ func (b *Bars) exportRows(title string, s progress.Snapshot, width int) []string
 			percent = min(100, 100*float64(f.Position)/float64(f.Capacity))
 		}
 		r := row{"  " + Clean(f.Name), percent, b.fileText(f, percent)}
-		switch f.State {
-		case progress.Downloading, progress.Retrying, progress.Checking, progress.Broken:
+		switch {
+		case fits, f.State == progress.Downloading, f.State == progress.Retrying, f.State == progress.Checking, f.State == progress.Broken:
 			rows = append(rows, r)
 		default:
 			idle = append(idle, r)
@@ -308,7 +309,7 @@ func shortenMiddle(s string, width int) string {
 	if have <= width {
 		return s
 	}
-	tail := min(width/2, 12)
+	tail := min(width*2/3, 12)
 	head := width - tail - 1
 	return runewidth.Truncate(s, head, "") + "…" + runewidth.TruncateLeft(s, have-tail, "")
 }

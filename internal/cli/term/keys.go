@@ -104,7 +104,8 @@ func (k *keyboard) next(ctx context.Context) (key, error) {
 		if n <= 0 {
 			continue
 		}
-		chunk := make([]byte, 256)
+		// Byte by byte, so that what is typed ahead is there for the next prompt.
+		chunk := make([]byte, 1)
 		n, err = k.file.Read(chunk)
 		k.buf = append(k.buf, chunk[:n]...)
 		if n == 0 {

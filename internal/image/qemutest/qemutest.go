@@ -6,7 +6,6 @@ package qemutest
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -194,11 +193,16 @@ func Random(seed uint64, n int) []byte {
 // Text is n bytes that compress to about a third.
 func Text(seed uint64, n int) []byte {
 	r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // for tests
-	var b bytes.Buffer
-	for b.Len() < n {
-		fmt.Fprintf(&b, "%d: sector %x of the disk has %d errors\n", b.Len(), r.Uint32(), r.IntN(100))
+	b := make([]byte, 0, n+100)
+	for len(b) < n {
+		b = strconv.AppendInt(b, int64(len(b)), 10)
+		b = append(b, ": sector "...)
+		b = strconv.AppendUint(b, uint64(r.Uint32()), 16)
+		b = append(b, " of the disk has "...)
+		b = strconv.AppendInt(b, r.Int64N(100), 10)
+		b = append(b, " errors\n"...)
 	}
-	return b.Bytes()[:n]
+	return b[:n]
 }
 
 // Mixed is n bytes as they are found on disks: text, noise, tables of numbers
@@ -215,7 +219,7 @@ func Mixed(seed uint64, n int) []byte {
 			b.Write(make([]byte, k))
 		case 2:
 			for i := range k / 8 {
-				fmt.Fprintf(&b, "%c%c\x00\x00%c\x00\x00\x80", byte(i), byte(i>>8), byte(r.IntN(8)))
+				b.Write([]byte{byte(i), byte(i >> 8), 0, 0, byte(r.IntN(8)), 0, 0, 0x80})
 			}
 		default:
 			b.Write(Text(r.Uint64(), k))
