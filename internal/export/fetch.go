@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"path"
 	"runtime/debug"
 	"strings"
@@ -243,6 +244,10 @@ func (r *run) fetchFailed(ctx context.Context, t *task, d *download, err error) 
 	if errors.Is(err, ErrBusy) {
 		t.last = err
 		return fmt.Errorf("%s: %w: %w", t.label(), errNextLease, err)
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return problem.New(problem.Unreachable, t.label(), err,
+			"disks come from the ESXi host itself: check that its port can be reached from here")
 	}
 	return fmt.Errorf("%s: %w", t.label(), err)
 }

@@ -84,18 +84,18 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, sink 
 	if err := folder.Examine(identity, overwrite); err != nil {
 		return models.Result{}, err
 	}
-	source, err := prepare(ctx, c, vm, def.Options, tracker)
+	origin, err := prepare(ctx, c, vm, def.Options, tracker)
 	if err != nil {
 		return models.Result{}, err
 	}
 	defer func() {
-		if cerr := source.release(ctx); cerr != nil {
+		if cerr := origin.release(ctx); cerr != nil {
 			tracker.Remark(slog.LevelError, "could not remove the export's snapshot, remove it by hand",
-				slog.String("vm", vm.Path), slog.String("snapshot", source.snapshotName), slog.String("error", cerr.Error()))
+				slog.String("vm", vm.Path), slog.String("snapshot", origin.snapshotName), slog.String("error", cerr.Error()))
 		}
 	}()
 	plan := export.Plan{
-		VM: identity, Hardware: hardware(source.vm, source.removed), State: source.state(), Snapshot: source.snapshot != "",
+		VM: identity, Hardware: hardware(origin.vm, origin.removed), State: origin.state(), Snapshot: origin.snapshot != "",
 		Folder: folder, Version: models.Version, Parallel: defaultParallel,
 		Overwrite: overwrite, IncludeMedia: is(def.Options.IncludeMedia), Started: started,
 	}
@@ -103,9 +103,9 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, sink 
 		plan.Parallel = *p
 	}
 	if !is(def.Options.SkipSpaceCheck) {
-		plan.NeedBytes = source.vm.Committed
+		plan.NeedBytes = origin.vm.Committed
 	}
-	done, err := export.Run(ctx, source, plan, tracker)
+	done, err := export.Run(ctx, origin, plan, tracker)
 	if err != nil {
 		return models.Result{}, err
 	}
@@ -184,8 +184,8 @@ func hardware(vm vsphere.VM, removed []string) output.Hardware {
 	return h
 }
 
-// source is an export.Origin: a VM made ready, and what has to be undone.
-type source struct {
+// origin is an export.Origin: a VM made ready, and what has to be undone.
+type origin struct {
 	client       *vsphere.Client
 	vm           vsphere.VM
 	removed      []string
@@ -195,8 +195,8 @@ type source struct {
 
 // prepare makes the VM ready as the options ask: guest shut down, CD-ROM
 // drives removed, snapshot made.
-func prepare(ctx context.Context, c *vsphere.Client, vm vsphere.VM, o models.Options, tracker *progress.Tracker) (*source, error) {
-	s := &source{client: c, vm: vm}
+func prepare(ctx context.Context, c *vsphere.Client, vm vsphere.VM, o models.Options, tracker *progress.Tracker) (*origin, error) {
+	s := &origin{client: c, vm: vm}
 	changed := false
 	if vm.PowerState != "poweredOff" && is(o.Shutdown) {
 		tracker.Remark(slog.LevelInfo, "shutting the guest down", slog.String("vm", vm.Path))
@@ -239,7 +239,7 @@ func prepare(ctx context.Context, c *vsphere.Client, vm vsphere.VM, o models.Opt
 }
 
 // release removes the snapshot, on a context that is alive.
-func (s *source) release(ctx context.Context) error {
+func (s *origin) release(ctx context.Context) error {
 	if s.snapshot == "" {
 		return nil
 	}
@@ -252,7 +252,7 @@ func (s *source) release(ctx context.Context) error {
 // (VirtualDiskFlatVer2BackingInfo.contentId) changes when it is written after
 // it was opened, the change version when the VM is reconfigured. The content
 // of a snapshot never comes again, so it has no state.
-func (s *source) state() string {
+func (s *origin) state() string {
 	if s.snapshot != "" {
 		return ""
 	}
@@ -265,7 +265,7 @@ func (s *source) state() string {
 }
 
 // OpenLease is part of export.Origin.
-func (s *source) OpenLease(ctx context.Context) (export.Lease, error) {
+func (s *origin) OpenLease(ctx context.Context) (export.Lease, error) {
 	var l *vsphere.Lease
 	var err error
 	if s.snapshot != "" {
@@ -293,7 +293,7 @@ func (e *busyError) Unwrap() error        { return e.error }
 func (e *busyError) Is(target error) bool { return target == export.ErrBusy }
 
 // Descriptor is part of export.Origin.
-func (s *source) Descriptor(ctx context.Context, name string, files []export.DescriptorFile) ([]byte, []string, error) {
+func (s *origin) Descriptor(ctx context.Context, name string, files []export.DescriptorFile) ([]byte, []string, error) {
 	p := vsphere.DescriptorParams{Name: name, SnapshotMoRef: s.snapshot}
 	for _, f := range files {
 		p.Files = append(p.Files, vsphere.DescriptorFile{

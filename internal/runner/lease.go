@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/hyper2kvm/hyper2kvm/internal/export"
@@ -28,10 +29,23 @@ func (l *lease) Items() []export.Item {
 		items = append(items, export.Item{
 			Key: i.Key, Label: i.Label, Role: role, TargetID: i.TargetID,
 			Size: i.Size, Capacity: i.Capacity,
-			Source: stream.HTTP{Client: l.HTTPClient(i), URL: i.URL},
+			Source: source{stream.HTTP{Client: l.HTTPClient(i), URL: i.URL}},
 		})
 	}
 	return items
+}
+
+// source is a device URL. A certificate that is not trusted will not be so at
+// the next attempt.
+type source struct{ http stream.HTTP }
+
+// Open is part of stream.Source.
+func (s source) Open(ctx context.Context, offset int64) (*stream.Body, error) {
+	body, err := s.http.Open(ctx, offset)
+	if _, untrusted := errors.AsType[*vsphere.CertificateError](err); untrusted {
+		return nil, &stream.PermanentError{Err: err}
+	}
+	return body, err
 }
 
 // Manifest is part of export.Lease.

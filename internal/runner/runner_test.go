@@ -134,3 +134,62 @@ func TestExportSpecialVMs(t *testing.T) {
 		}
 	}
 }
+
+// TestUntrustedHost: a certificate that is not the lease's is no reason to try
+// again.
+func TestUntrustedHost(t *testing.T) {
+	l := startLab(t, lab.Options{})
+	c := connect(t, l)
+	const vm = "/DC0/vm/Production/web01"
+	for _, thumbprint := range []string{"wrong", "missing"} {
+		l.SetFaults(vm, lab.Faults{Thumbprint: thumbprint})
+		retried := false
+		sink := progress.SinkFunc(func(e progress.Event) { retried = retried || strings.Contains(e.Message, "retried") })
+		dir := filepath.Join(t.TempDir(), "out")
+		_, err := runner.Export(t.Context(), c, models.Definition{VMPath: vm, OutputPath: dir}, sink)
+		if err == nil || !strings.Contains(err.Error(), "certificate") || retried {
+			t.Errorf("%s thumbprint: retried %v, error %v", thumbprint, retried, err)
+		}
+		if _, err := os.Stat(dir); err == nil {
+			t.Error("the folder is left behind")
+		}
+	}
+	if n := l.OpenLeases(); n != 0 {
+		t.Errorf("%d leases are open", n)
+	}
+}
+
+// TestBusyAndForbidden: a busy VM is asked again, a forbidden one is not.
+func TestBusyAndForbidden(t *testing.T) {
+	l := startLab(t, lab.Options{})
+	c := connect(t, l)
+	const vm = "/DC0/vm/Production/web01"
+	l.SetFaults(vm, lab.Faults{TaskInProgress: 1})
+	if _, err := export(t, c, vm, filepath.Join(t.TempDir(), "out"), models.Options{}); err != nil {
+		t.Errorf("busy once: %v", err)
+	}
+	l.SetFaults(vm, lab.Faults{NoPermission: true})
+	_, err := export(t, c, vm, filepath.Join(t.TempDir(), "out"), models.Options{})
+	if problem.KindOf(err) != problem.Unauthorized || !strings.Contains(err.Error(), "VApp.Export") || !strings.Contains(err.Error(), vm) {
+		t.Errorf("forbidden: %v", err)
+	}
+}
+
+// TestHostileTargetIDs: what the host suggests as a file name stays a
+// suggestion.
+func TestHostileTargetIDs(t *testing.T) {
+	l := startLab(t, lab.Options{})
+	c := connect(t, l)
+	const vm = "/DC0/vm/Production/uefi01"
+	for _, id := range []string{"../../../../tmp/escaped.vmdk", "", "a/b\x01", strings.Repeat("x", 5000), "-rf", "%2f..%2fx"} {
+		l.SetFaults(vm, lab.Faults{TargetID: func(int, string) string { return strings.ReplaceAll(id, "\x01", "?") }})
+		top := t.TempDir()
+		if _, err := export(t, c, vm, filepath.Join(top, "out"), models.Options{}); err != nil {
+			t.Errorf("%.20q: %v", id, err)
+		}
+		entries, err := os.ReadDir(top)
+		if err != nil || len(entries) != 1 {
+			t.Errorf("%.20q: %v, %v", id, entries, err)
+		}
+	}
+}
