@@ -292,6 +292,7 @@ func (c *Client) fileClient(u *url.URL, pins []string, transports map[string]*ht
 		t = c.trust.transport(addr, pins)
 		t.ResponseHeaderTimeout = headerTimeout
 		t.ReadBufferSize = nfcReadBuffer
+		t.DialContext = dialReadAhead(t.DialContext)
 		t.MaxIdleConnsPerHost = 4
 		transports[id] = t
 	}

@@ -111,7 +111,7 @@ type suite struct {
 
 func bench(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	size := flags.Int64("size", 256, "MiB per disk")
+	size := flags.Int64("size", 512, "MiB per disk")
 	runs := flags.Int("runs", 5, "pairs per comparison")
 	dir := flags.String("dir", "", "folder to export into (default: the system's for temporary files)")
 	if err := flags.Parse(args); err != nil {
