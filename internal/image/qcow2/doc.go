@@ -18,10 +18,10 @@
 // specification asks for a deflate stream and names no smaller window. And
 // qemu inflates a cluster in one call into a buffer that holds all of it: zlib
 // then resolves references in that buffer, and uses its window only for what
-// is no longer there. TestWindow proves it with the qemu-img at hand, on a
-// cluster in which most bytes come from more than 32000 bytes back. A reader
-// that inflated a cluster in small pieces through a window of 4 KiB would
-// break the specification; none is known.
+// is no longer there. TestWindow proves it with the qemu-img at hand, on
+// clusters half of whose bytes come from 32510 bytes back. A reader that
+// inflates a cluster in small pieces through a window of 4 KiB would break the
+// specification, and could not read such an image.
 //
 // # Order of writing
 //
