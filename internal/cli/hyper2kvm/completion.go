@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -67,7 +66,7 @@ func (a *app) complete(ctx context.Context, cmd *cli.Command) {
 func (a *app) vmPaths(ctx context.Context) []string {
 	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
 	defer cancel()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	client, err := a.connect(ctx, log)
 	if err != nil {
 		return nil

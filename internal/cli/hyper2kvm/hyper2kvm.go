@@ -6,6 +6,7 @@ package hyper2kvm
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"time"
 
@@ -23,21 +24,21 @@ const (
 	tagline = "Hypervisor to KVM Migration Tool"
 	// closeTimeout bounds a logout: the server ends an abandoned session by
 	// itself.
-	closeTimeout = 5 * time.Second
+	closeTimeout = 10 * time.Second
 )
 
 // Run runs hyper2kvm with args, which do not hold the program's name, and
-// gives its exit code (see package exit). Answers go to io.Out; progress,
-// remarks and errors to io.Err. When ctx ends, an export gives its lease back,
+// gives its exit code (see package exit). Answers go to streams.Out;
+// progress, remarks and errors to streams.Err. When ctx ends, an export gives its lease back,
 // keeps its partial files, and the code is exit.Interrupted.
-func Run(ctx context.Context, args []string, io term.IO) int {
-	io, written := io.Checked()
-	a := &app{io: io}
+func Run(ctx context.Context, args []string, streams term.IO) int {
+	streams, written := streams.Checked()
+	a := &app{io: streams}
 	err := a.root().Run(ctx, append([]string{name}, args...))
 	if err == nil {
 		err = written()
 	}
-	return exit.Report(ctx, io.Err, err)
+	return exit.Report(ctx, streams.Err, err)
 }
 
 // app is one run of hyper2kvm.
@@ -99,7 +100,7 @@ func (a *app) root() *cli.Command {
 }
 
 // logger writes warnings, or everything with -debug, to w.
-func (a *app) logger(w interface{ Write([]byte) (int, error) }) *slog.Logger {
+func (a *app) logger(w io.Writer) *slog.Logger {
 	level := slog.LevelWarn
 	if a.debug {
 		level = slog.LevelDebug

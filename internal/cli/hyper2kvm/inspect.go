@@ -140,8 +140,8 @@ func factsOf(vm vsphere.VM) vmFacts {
 // show prints what matters of a VM for a person.
 func (a *app) show(vm vsphere.VM) {
 	a.io.Heading(vm.Path)
-	limit := max(20, a.io.Width()-20)
-	a.io.Table([]string{"Fact", "Value"}, facts(vm), 16, limit)
+	limit := max(20, a.io.Width()-27)
+	a.io.Table([]string{"Fact", "Value"}, facts(vm), 20, limit)
 	if len(vm.Blockers) == 0 {
 		a.io.Success("Nothing stands in the way of an export")
 		return

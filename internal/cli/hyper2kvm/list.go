@@ -20,8 +20,8 @@ func (a *app) listCommand() *cli.Command {
 		Name:      "list",
 		Usage:     "list virtual machines and templates",
 		UsageText: name + " list [PATTERN]",
-		Description: "PATTERN with *, ? or [ is a shell pattern for the name or the whole path, any other is a\n" +
-			"part of either. Case does not matter.",
+		Description: "PATTERN with * (any text) or ? (one character) stands for the whole name or path, any other\n" +
+			"for a part of either. Case does not matter.",
 		Action:        a.list,
 		ShellComplete: a.complete,
 	}

@@ -84,7 +84,7 @@ func (d *command) serve(ctx context.Context, cmd *cli.Command) (err error) {
 		Default: func() (vsphere.Config, error) { return vsphere.ConfigFromEnv(d.io.Getenv) },
 		Named:   named, Logger: log,
 	})
-	defer func() {
+	defer func() { //nolint:contextcheck // logging out begins when ctx has ended
 		if cerr := jobs.Close(); cerr != nil {
 			log.Warn("could not log out", slog.String("error", cerr.Error()))
 		}

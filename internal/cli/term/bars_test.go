@@ -30,26 +30,16 @@ func TestExportRows(t *testing.T) {
 	b := &Bars{io: plainIO(&bytes.Buffer{}), files: map[string]*meter{}}
 	got := b.exportRows("web", snapshot(), 79)
 	want := []string{
-		"web                ██████████░░░░░░░░░░░░  45.0%  3.0 GiB  25.0 MiB/s  3m07s left",
-		"  web-disk-0.vmdk  █████░░░░░░░░░░░░░░░░░  25.0%  500.0 MiB  0 B/s  -- left",
-		"  web-disk-1.vmdk  ███████████░░░░░░░░░░░  50.0%  retrying (attempt 2)",
-		"  web-disk-2.vmdk  ██████████████████████ 100.0%  5 B  kept",
-		"  web-file-0.nvram ░░░░░░░░░░░░░░░░░░░░░░   0.0%  waiting",
+		"web                ████████░░░░░░░░░░░  45.0%  3.0 GiB  25.0 MiB/s  3m07s left",
+		"  web-disk-0.vmdk  ████░░░░░░░░░░░░░░░  25.0%  500.0 MiB",
+		"  web-disk-1.vmdk  █████████░░░░░░░░░░  50.0%  retrying (attempt 2)",
+		"  web-disk-2.vmdk  ███████████████████ 100.0%  5 B  kept",
+		"  web-file-0.nvram ░░░░░░░░░░░░░░░░░░░   0.0%  waiting",
 	}
-	// One column narrower, so that the first row just fits.
-	for i := range want {
-		want[i] = strings.Replace(want[i], "░ ", " ", 1)
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	want[3] = strings.Replace(want[3], "█ ", " ", 1)
-	want[0] = "web                █████████░░░░░░░░░░░░  45.0%  3.0 GiB  25.0 MiB/s  3m07s left"
-	want[2] = "  web-disk-1.vmdk  ██████████░░░░░░░░░░░  50.0%  retrying (attempt 2)"
-	for i := range want {
-		if i >= len(got) || runewidth.StringWidth(got[i]) > 79 {
-			t.Fatalf("row %d:\n%s", i, strings.Join(got, "\n"))
-		}
-	}
-	t.Logf("\n%s", strings.Join(got, "\n"))
-	for width := range 120 {
+	for width := 1; width < 120; width++ {
 		for _, row := range b.exportRows("日本語サーバー日本語サーバー", snapshot(), width) {
 			if runewidth.StringWidth(row) > width {
 				t.Errorf("%d columns in %d: %q", runewidth.StringWidth(row), width, row)

@@ -1,0 +1,262 @@
+package hyper2kvm
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
+	"github.com/hyper2kvm/hyper2kvm/internal/lab"
+)
+
+// person sits at a pseudo terminal.
+type person struct {
+	t      *testing.T
+	master *os.File
+	code   chan int
+	got    chan struct{} // something new is on the screen
+
+	mu     sync.Mutex
+	screen []byte
+	seen   int
+}
+
+// sit runs hyper2kvm without arguments at a terminal of 80 by 24.
+func sit(ctx context.Context, t *testing.T, env map[string]string) *person {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("no pseudo terminals: %v", err)
+	}
+	fd := int(master.Fd())
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
+		t.Fatal(err)
+	}
+	before, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &person{t: t, master: master, code: make(chan int, 1), got: make(chan struct{}, 1)}
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		buf := make([]byte, 4096)
+		for {
+			n, err := master.Read(buf)
+			p.mu.Lock()
+			p.screen = append(p.screen, buf[:n]...)
+			p.mu.Unlock()
+			select {
+			case p.got <- struct{}{}:
+			default:
+			}
+			if err != nil {
+				return // the terminal is closed
+			}
+		}
+	}()
+	ctx, cancel := context.WithCancel(ctx)
+	ran := make(chan struct{})
+	go func() {
+		defer close(ran)
+		p.code <- Run(ctx, nil, term.IO{In: tty, Out: tty, Err: tty, Getenv: func(k string) string { return env[k] }})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ran
+		after, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+		if err != nil || *after != *before {
+			t.Errorf("the terminal is not as it was (%v)", err)
+		}
+		tty.Close()
+		<-read
+		master.Close()
+	})
+	return p
+}
+
+// sees waits for text behind what was seen before.
+func (p *person) sees(texts ...string) {
+	p.t.Helper()
+	deadline := time.NewTimer(20 * time.Second)
+	defer deadline.Stop()
+	for _, text := range texts {
+		for {
+			p.mu.Lock()
+			i := strings.Index(string(p.screen[p.seen:]), text)
+			if i >= 0 {
+				p.seen += i + len(text)
+			}
+			rest := string(p.screen[p.seen:])
+			p.mu.Unlock()
+			if i >= 0 {
+				break
+			}
+			select {
+			case <-p.got:
+			case <-deadline.C:
+				p.t.Fatalf("%q is not on the screen:\n%s", text, rest)
+			}
+		}
+	}
+}
+
+func (p *person) types(keys string) {
+	p.t.Helper()
+	if _, err := p.master.WriteString(keys); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *person) ends(want int) {
+	p.t.Helper()
+	select {
+	case code := <-p.code:
+		if code != want {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.t.Errorf("exit code %d, want %d\n%s", code, want, p.screen)
+		}
+	case <-time.After(20 * time.Second):
+		p.t.Fatal("it does not end")
+	}
+}
+
+func guidedLab(t *testing.T) (*lab.Lab, map[string]string) {
+	t.Helper()
+	l, err := lab.Start(lab.Options{Inventory: lab.Small})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if n := l.OpenLeases(); n != 0 {
+			t.Errorf("%d leases are open", n)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	env := l.Env()
+	env["TERM"] = "xterm"
+	return l, env
+}
+
+func TestGuided(t *testing.T) {
+	_, env := guidedLab(t)
+	dir := t.TempDir()
+	host := env["GOVC_URL"]
+	for _, asked := range []string{"GOVC_URL", "GOVC_USERNAME", "GOVC_PASSWORD"} {
+		delete(env, asked)
+	}
+	p := sit(t.Context(), t, env)
+	p.sees("Hypervisor to KVM Migration Tool", "1.0.0", "vCenter or ESXi host: ")
+	p.types("http://a b\r")
+	p.sees("ERROR: read the vCenter URL", "vCenter or ESXi host: ")
+	p.types(host + "\r")
+	p.sees("User [administrator@vsphere.local]: ")
+	p.types("\r")
+	p.sees("Connection Info", "vCenter: 127.0.0.1", "administrator@vsphere.local", "Password (not shown): ")
+	p.types("wrong\r")
+	p.sees("ERROR: ", "Password (not shown): ")
+	p.types(lab.DefaultPassword + "\r")
+	p.sees("Connected to vSphere successfully!", "Found 24 virtual machine(s)", "VMs to export: ")
+	// web01 and running01 by the filter, and one that cannot be exported.
+	p.types("web01\t\x15running01\t")
+	p.sees("VMs to export: running01", "2 marked")
+	p.types("\x15golden\t\r")
+	p.sees("Chosen VMs", "running01", "golden is left out", "1 VM(s) run", "> ")
+	p.types("x\r")
+	p.sees("Answer with one of", "> ")
+	p.types("s\r")
+	p.sees("Output folder [")
+	p.types(dir + "\r")
+	p.sees("Export 2 VM(s) now? [Y/n]: ")
+	p.types("\r")
+	p.sees("Exported 2 of 2 VM(s)")
+	p.ends(0)
+	for _, vm := range []string{"web01", "running01"} {
+		if _, err := os.Stat(filepath.Join(dir, vm, "hyper2kvm.json")); err != nil {
+			t.Error(err)
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if strings.Contains(string(p.screen), lab.DefaultPassword) {
+		t.Error("the password is on the screen")
+	}
+}
+
+// TestGuidedInterrupted presses Ctrl-C at each step.
+func TestGuidedInterrupted(t *testing.T) {
+	l, env := guidedLab(t)
+	l.SetFaults("/DC0/vm/Production/web01", lab.Faults{BytesPerSecond: 64 << 10})
+	steps := []struct{ prompt, answer string }{
+		{"VMs to export: ", "web01\r"},
+		{"Output folder [", filepath.Join(t.TempDir(), "out") + "\r"},
+		{"Export 1 VM(s) now? [Y/n]: ", "\r"},
+	}
+	for last, step := range steps {
+		t.Run(step.prompt, func(t *testing.T) {
+			p := sit(t.Context(), t, env)
+			for _, s := range steps[:last] {
+				p.sees(s.prompt)
+				p.types(s.answer)
+			}
+			p.sees(step.prompt)
+			p.types("\x03")
+			p.sees("Nothing was left running")
+			p.ends(130)
+		})
+	}
+	t.Run("no", func(t *testing.T) {
+		p := sit(t.Context(), t, env)
+		for _, s := range steps[:2] {
+			p.sees(s.prompt)
+			p.types(s.answer)
+		}
+		p.sees(steps[2].prompt)
+		p.types("n\r")
+		p.sees("Nothing was exported")
+		p.ends(0)
+	})
+	t.Run("during the export", func(t *testing.T) {
+		// The signal is the main's business: here the context ends.
+		ctx, interrupt := context.WithCancel(t.Context())
+		defer interrupt()
+		p := sit(ctx, t, env)
+		for _, s := range steps {
+			p.sees(s.prompt)
+			p.types(s.answer)
+		}
+		p.sees("web01-disk-0.vmdk", "left")
+		interrupt()
+		p.sees("stopping: ", "kept in")
+		p.ends(130)
+	})
+	t.Run("terminated at a prompt", func(t *testing.T) {
+		ctx, terminate := context.WithCancel(t.Context())
+		defer terminate()
+		p := sit(ctx, t, env)
+		p.sees("VMs to export: ")
+		terminate()
+		p.ends(130)
+	})
+}
