@@ -9,7 +9,7 @@ import (
 // readAhead is how much of a file connection is taken from the kernel at
 // once. crypto/tls asks for one record (16 KiB) at a time, twice over; at the
 // speed of a local network those calls cost more than the decryption.
-const readAhead = 256 << 10
+const readAhead = 64 << 10
 
 // readAheadConn reads a connection in large pieces. As any net.Conn it has one
 // reader at a time.

@@ -10,11 +10,6 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 )
 
-// writebackStep is how much is written before the kernel is asked to begin
-// putting it on the disk. Without it gigabytes of dirty pages pile up and the
-// final sync takes minutes.
-const writebackStep = 16 << 20
-
 // Partial is a file that is not whole yet, written from front to back. It
 // belongs to one goroutine.
 type Partial struct {
@@ -22,7 +17,6 @@ type Partial struct {
 	name   string
 	file   *os.File
 	size   int64
-	begun  int64 // up to where writeback was begun
 }
 
 // Open opens NAME.partial, with what an earlier run left in it, or makes it.
@@ -38,7 +32,7 @@ func (f *Folder) Open(name string) (*Partial, error) {
 	if err != nil {
 		return nil, problem.New(problem.Failed, "write "+f.Path(name+PartialSuffix), errors.Join(plain(err), file.Close()), "move it away")
 	}
-	return &Partial{folder: f, name: name, file: file, size: info.Size(), begun: info.Size()}, nil
+	return &Partial{folder: f, name: name, file: file, size: info.Size()}, nil
 }
 
 // Name is the name the file will have.
@@ -57,10 +51,6 @@ func (p *Partial) Write(b []byte) (int, error) {
 		}
 		return n, fmt.Errorf("write %s: %w", p.folder.Path(p.name+PartialSuffix), plain(err))
 	}
-	if p.size-p.begun >= writebackStep {
-		beginWriteback(p.file, p.begun, p.size-p.begun)
-		p.begun = p.size
-	}
 	return n, nil
 }
 
@@ -72,7 +62,7 @@ func (p *Partial) Reader() io.Reader { return io.NewSectionReader(p.file, 0, p.s
 
 // Reset drops what the file holds.
 func (p *Partial) Reset() error {
-	p.size, p.begun = 0, 0
+	p.size = 0
 	if err := p.file.Truncate(0); err != nil {
 		return fmt.Errorf("empty %s: %w", p.folder.Path(p.name+PartialSuffix), plain(err))
 	}

@@ -18,9 +18,10 @@ const (
 	// continued stream is the same one. A grain is at most 64 KiB, so this
 	// covers several grains with their positions.
 	overlap = 1 << 20
-	// bufferSize is the unit in which a stream is taken. Larger ones were not
-	// faster, smaller ones cost more hand-overs.
-	bufferSize = 1 << 20
+	// bufferSize is the unit in which a stream is taken. It is small enough to
+	// be checked, hashed and written while it is in the processor's cache;
+	// 1 MiB cost a tenth more.
+	bufferSize = 256 << 10
 )
 
 // Target takes the bytes of a stream in order. Its methods are called by one
