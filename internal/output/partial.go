@@ -70,7 +70,8 @@ func (p *Partial) Reset() error {
 }
 
 // Commit syncs the file and gives it its name, replacing a file of that name.
-// The Partial is closed by it.
+// The Partial is closed by it. The name itself is made durable with the
+// receipt: a file that a power cut takes its name from is a partial one again.
 func (p *Partial) Commit() error {
 	if err := p.file.Sync(); err != nil {
 		err = plain(err)
@@ -85,7 +86,7 @@ func (p *Partial) Commit() error {
 	if err := p.folder.root.Rename(p.name+PartialSuffix, p.name); err != nil {
 		return fmt.Errorf("rename %s to its final name: %w", p.folder.Path(p.name+PartialSuffix), err)
 	}
-	return p.folder.syncDir()
+	return nil
 }
 
 // Close closes the file and keeps it as it is, for a later run. It may be

@@ -345,7 +345,14 @@ func (j *Journal) Complete(r Receipt) error {
 	if err != nil {
 		return err
 	}
+	// The names of all files are durable before the receipt vouches for them.
+	if err := j.folder.syncDir(); err != nil {
+		return err
+	}
 	if err := j.folder.putVia(journalName+".new", ReceiptName, data); err != nil {
+		return err
+	}
+	if err := j.folder.syncDir(); err != nil {
 		return err
 	}
 	return j.folder.remove(journalName)
@@ -416,7 +423,7 @@ func (f *Folder) putVia(via, name string, data []byte) error {
 		}
 		return fmt.Errorf("write %s: %w", f.Path(name), plain(err))
 	}
-	return f.syncDir()
+	return nil
 }
 
 // readJSON reads a record; false means that there is none.
