@@ -207,13 +207,17 @@ func (s *sending) body(ctx context.Context) {
 			s.abort()
 		default:
 		}
+		if s.at+n == s.item.stream.size {
+			// Before the last byte is out: a client that has it may ask for
+			// the manifest at once.
+			s.lab.mu.Lock()
+			s.item.sent = true
+			s.lab.mu.Unlock()
+		}
 		written, err := s.w.Write(p)
 		s.at += int64(written)
 		s.lab.mu.Lock()
 		s.record.Bytes += int64(written)
-		if err == nil && s.at == s.item.stream.size {
-			s.item.sent = true
-		}
 		s.lab.mu.Unlock()
 		if err != nil {
 			panic(http.ErrAbortHandler) // the client has gone

@@ -87,8 +87,14 @@ func (d *disk) level() int {
 	return 1
 }
 
+// starting is held by Start: the simulator writes package variables when a
+// model is made.
+var starting sync.Mutex
+
 // Start starts a lab. The caller must Close it.
 func Start(opts Options) (*Lab, error) {
+	starting.Lock()
+	defer starting.Unlock()
 	opts.setDefaults()
 	l := &Lab{
 		opts:       opts,

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
 )
 
 // completeTimeout bounds what a press of the tab key waits for vCenter.
@@ -57,7 +58,7 @@ func (a *app) complete(ctx context.Context, cmd *cli.Command) {
 	}
 	for _, v := range values {
 		// A colon would begin the description.
-		if !strings.Contains(v, ":") {
+		if !strings.Contains(v, ":") && term.Clean(v) == v {
 			fmt.Fprintln(a.io.Out, v)
 		}
 	}

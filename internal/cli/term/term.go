@@ -164,6 +164,7 @@ func Shorten(s string, width int) string {
 // Clean takes control characters and escape sequences out of text that came
 // from elsewhere: a VM's name must not move the cursor.
 func Clean(s string) string {
+	s = strings.ToValidUTF8(s, "\ufffd") // a lone 0x9b is an 8-bit CSI
 	clean := true
 	for _, r := range s {
 		if unsafe(r) {

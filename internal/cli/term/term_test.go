@@ -41,7 +41,7 @@ func TestDuration(t *testing.T) {
 
 func TestClean(t *testing.T) {
 	for in, want := range map[string]string{
-		"plain 日本": "plain 日本", "a\x1b[2Jb": "a�[2Jb", "a\nb\tc": "a b c", "\u009b31m": "�31m", "x\u202ey": "x�y", "\x7f": "�",
+		"plain 日本": "plain 日本", "a\x1b[2Jb": "a�[2Jb", "a\nb\tc": "a b c", "\u009b31m": "�31m", "x\u202ey": "x�y", "a\x9b2Jb": "a�2Jb", "\x7f": "�",
 	} {
 		if got := Clean(in); got != want {
 			t.Errorf("Clean(%q) = %q, want %q", in, got, want)
