@@ -30,7 +30,6 @@ type task struct {
 
 	damaged int   // how often its bytes disagreed with the host
 	last    error // why it needs another lease
-	fresh   bool  // take it from its beginning, whatever is held
 
 	// Set while the stream has ended but its hash is not in the manifest yet.
 	awaiting       *download
@@ -192,7 +191,7 @@ func (r *run) settle(ctx context.Context, t *task) (err error) {
 	if aerr := r.again(t, d, err); aerr != nil {
 		return aerr
 	}
-	t.last, t.fresh = err, true
+	t.last = err
 	return fmt.Errorf("%s: %w: %w", t.label(), errNextLease, err)
 }
 
@@ -272,7 +271,7 @@ func (r *run) adopt(ctx context.Context, d *download, t *task) error {
 	if d.partial.Size() == 0 {
 		return nil
 	}
-	if t.fresh || r.plan.State == "" {
+	if r.plan.State == "" {
 		if err := d.Reset(); err != nil {
 			return &localError{err}
 		}
@@ -587,6 +586,35 @@ func (d *download) Finish(size int64) error {
 // replay feeds what the partial file holds through the hashes and the
 // structure check.
 func (d *download) replay(ctx context.Context) error {
+	return d.readBack(ctx, func(p []byte) error {
+		if err := d.scan(p); err != nil {
+			return err
+		}
+		d.hash(p)
+		d.task.handle.Holds(d.hashed, d.position())
+		return nil
+	})
+}
+
+// sumSHA1 gives the SHA-1 of what is held, read back if it was not computed on
+// the way.
+func (d *download) sumSHA1(ctx context.Context) (string, error) {
+	if d.sha1 == nil {
+		sum := sha1.New() //nolint:gosec // see the import
+		err := d.readBack(ctx, func(p []byte) error {
+			_, err := sum.Write(p)
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+		d.sha1 = sum
+	}
+	return hex.EncodeToString(d.sha1.Sum(nil)), nil
+}
+
+// readBack hands all that is held to take, in order.
+func (d *download) readBack(ctx context.Context, take func([]byte) error) error {
 	buf := make([]byte, 1<<20)
 	in := d.partial.Reader()
 	for {
@@ -594,11 +622,9 @@ func (d *download) replay(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		n, err := in.Read(buf)
-		if serr := d.scan(buf[:n]); serr != nil {
-			return serr
+		if terr := take(buf[:n]); terr != nil {
+			return terr
 		}
-		d.hash(buf[:n])
-		d.task.handle.Holds(d.hashed, d.position())
 		if err == io.EOF {
 			return nil
 		}
@@ -606,28 +632,4 @@ func (d *download) replay(ctx context.Context) error {
 			return fmt.Errorf("read it back: %w", err)
 		}
 	}
-}
-
-// sumSHA1 gives the SHA-1 of what is held, read back if it was not computed on
-// the way.
-func (d *download) sumSHA1(ctx context.Context) (string, error) {
-	if d.sha1 == nil {
-		d.sha1 = sha1.New() //nolint:gosec // see the import
-		buf := make([]byte, 1<<20)
-		in := d.partial.Reader()
-		for {
-			if ctx.Err() != nil {
-				return "", context.Cause(ctx)
-			}
-			n, err := in.Read(buf)
-			_, _ = d.sha1.Write(buf[:n]) // a hash never fails
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				return "", fmt.Errorf("read it back: %w", err)
-			}
-		}
-	}
-	return hex.EncodeToString(d.sha1.Sum(nil)), nil
 }

@@ -55,11 +55,8 @@ func (a *app) root() *cli.Command {
 		Usage:   "submit, watch and cancel exports of a hyper2kvmd",
 		Version: models.Version,
 		Writer:  a.io.Out, ErrWriter: a.io.Err, Reader: a.io.In,
-		EnableShellCompletion: true,
-		ConfigureShellCompletionCommand: func(c *cli.Command) {
-			configureCompletion(c)
-			exit.Commands(c)
-		},
+		EnableShellCompletion:           true,
+		ConfigureShellCompletionCommand: configureCompletion,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "daemon", OnlyOnce: true, Usage: "`URL` of the daemon (env H2KVMD_URL; default " + client.DefaultURL + ")"},
 			&cli.StringFlag{Name: "token-file", OnlyOnce: true, Usage: "`FILE` that holds the access token (env H2KVMD_TOKEN_FILE, or the token itself in H2KVMD_TOKEN)"},

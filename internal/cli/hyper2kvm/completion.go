@@ -2,10 +2,8 @@ package hyper2kvm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,23 +17,10 @@ import (
 // completeTimeout bounds what a press of the tab key waits for vCenter.
 const completeTimeout = 3 * time.Second
 
-var shells = []string{"bash", "zsh", "fish"}
-
-// configureCompletion makes the library's completion command one like the
-// others: shown, and with usage errors of its own.
+// configureCompletion makes the library's completion command one of ours.
 func configureCompletion(c *cli.Command) {
-	c.Hidden = false
-	c.Usage = "print the completion script for bash, zsh or fish"
+	exit.Completion(c, name)
 	c.ArgsUsage = "bash|zsh|fish"
-	c.Description = "For the running shell: source <(" + name + " completion bash). For fish:\n" +
-		name + " completion fish > ~/.config/fish/completions/" + name + ".fish"
-	c.Commands = slices.DeleteFunc(c.Commands, func(c *cli.Command) bool { return !slices.Contains(shells, c.Name) })
-	c.Action = func(_ context.Context, cmd *cli.Command) error {
-		if given := cmd.Args().First(); given != "" {
-			return exit.Unknown("shell", given, shells)
-		}
-		return exit.UsageError(errors.New("no shell was given"), "give one of "+strings.Join(shells, ", "))
-	}
 }
 
 // complete proposes values for the flag that stands last, else flags. Without

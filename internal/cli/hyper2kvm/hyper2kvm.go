@@ -65,11 +65,8 @@ func (a *app) root() *cli.Command {
 			"The vCenter comes from the environment, as govc reads it: GOVC_URL, GOVC_USERNAME,\n" +
 			"GOVC_PASSWORD, GOVC_INSECURE, GOVC_DATACENTER, GOVC_TLS_CA_CERTS, GOVC_TLS_KNOWN_HOSTS.",
 		Writer: a.io.Out, ErrWriter: a.io.Err, Reader: a.io.In,
-		EnableShellCompletion: true,
-		ConfigureShellCompletionCommand: func(c *cli.Command) {
-			configureCompletion(c)
-			exit.Commands(c)
-		},
+		EnableShellCompletion:           true,
+		ConfigureShellCompletionCommand: configureCompletion,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "json", Usage: "print the answer as JSON"},
 			&cli.BoolFlag{Name: "no-color", Usage: "no colours and bars, also on a terminal (env NO_COLOR)"},
