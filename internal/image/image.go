@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 )
 
 // SectorSize is the unit of a disk's capacity, in bytes.
@@ -68,6 +69,40 @@ func (e Extent) Check(after, capacity int64) error {
 // Bad wraps err with e's place.
 func (e Extent) Bad(err error) error {
 	return &ExtentError{Start: e.Start, StreamOffset: e.StreamOffset, Err: err}
+}
+
+// Decoder yields what a disk holds.
+type Decoder interface {
+	// Capacity is the disk's size in bytes, as far as the input says it. Its
+	// errors are those of Next.
+	Capacity() (int64, error)
+	// Next returns the next extent, or io.EOF behind the last one, once the
+	// input has been seen to be whole. Extents come in rising order and do not
+	// overlap; what none of them covers is zeros. Data is valid until the next
+	// call. An error stays.
+	Next() (Extent, error)
+}
+
+// Copy hands all extents of d to w, which it neither finishes nor aborts.
+// onPosition, if it is not nil, hears after each extent where that ended on
+// the disk, in bytes. An error is what d, w or ctx ended with.
+func Copy(ctx context.Context, w Writer, d Decoder, onPosition func(int64)) error {
+	for ctx.Err() == nil {
+		e, err := d.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := w.WriteExtent(e); err != nil {
+			return err
+		}
+		if onPosition != nil {
+			onPosition(e.End())
+		}
+	}
+	return context.Cause(ctx)
 }
 
 // Errors of a Writer, to be found with errors.Is.

@@ -2,31 +2,20 @@ package vmdk
 
 import (
 	"bufio"
-	"bytes"
-	"compress/zlib"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/hyper2kvm/hyper2kvm/internal/image"
+	"github.com/hyper2kvm/hyper2kvm/internal/image/inflate"
 )
 
-// Grain is one compressed piece of a disk.
-type Grain struct {
-	// LBA is its first sector in the guest's disk.
-	LBA int64
-	// Offset is where its marker stands in the stream, in bytes.
-	Offset int64
-	// Length is how much of the disk it holds, in bytes: a full grain, or the
-	// rest of the disk for a short last one.
-	Length int
-	// Data is its zlib stream (RFC 1950). It is valid until the next call of
-	// Decoder.Next.
-	Data []byte
-}
-
 // Decoder reads a stream grain by grain and holds it to the same rules as a
-// Scanner. It does not inflate. It keeps one grain in memory.
+// Scanner. It does not inflate: its extents are compressed, with
+// Extent.StreamOffset at the grain's marker. It keeps one grain in memory. It
+// is an image.Decoder.
 type Decoder struct {
 	r       *bufio.Reader
 	scanner *Scanner
@@ -35,6 +24,8 @@ type Decoder struct {
 }
 
 const decodeBufferSize = 256 << 10
+
+var _ image.Decoder = (*Decoder)(nil)
 
 // NewDecoder returns a Decoder that reads r from the beginning of a stream.
 func NewDecoder(r io.Reader) *Decoder {
@@ -54,21 +45,27 @@ func (d *Decoder) Header() (Header, error) {
 	return h, d.err
 }
 
-// Next returns the next grain, or io.EOF when the stream has ended and is
-// complete. Other errors are a *FormatError, ErrTruncated, or what the reader
-// returned; they stay.
-func (d *Decoder) Next() (Grain, error) {
+// Capacity is the size of the guest's disk in bytes; the header says it.
+func (d *Decoder) Capacity() (int64, error) {
+	h, err := d.Header()
+	return h.CapacityBytes(), err
+}
+
+// Next is image.Decoder's: it returns the next grain, or io.EOF when the
+// stream has ended and is complete. Other errors are a *FormatError,
+// ErrTruncated, or what the reader returned; they stay.
+func (d *Decoder) Next() (image.Extent, error) {
 	if _, err := d.Header(); err != nil {
-		return Grain{}, err
+		return image.Extent{}, err
 	}
 	for d.err == nil {
-		var g Grain
+		var e image.Extent
 		var ok bool
-		if g, ok, d.err = d.next(); ok {
-			return g, nil
+		if e, ok, d.err = d.next(); ok {
+			return e, nil
 		}
 	}
-	return Grain{}, d.err
+	return image.Extent{}, d.err
 }
 
 // Position is Scanner.Position.
@@ -94,29 +91,30 @@ func (d *Decoder) front() error {
 
 // next reads one sector and, when it begins a grain, the rest of that.
 // Everything else is the scanner's business.
-func (d *Decoder) next() (Grain, bool, error) {
+func (d *Decoder) next() (image.Extent, bool, error) {
 	offset := d.scanner.Offset()
 	inGrains := d.scanner.state == inMarker
 	b := d.block[:SectorSize]
 	if err := d.take(b); err != nil {
-		return Grain{}, false, err
+		return image.Extent{}, false, err
 	}
 	size := int64(binary.LittleEndian.Uint32(b[offMarkerSize:]))
 	if !inGrains || size == 0 {
-		return Grain{}, false, nil
+		return image.Extent{}, false, nil
 	}
 	end := grainMarkerSize + size // the scanner has seen to it that it fits
 	if rest := end - SectorSize; rest > 0 {
 		if err := d.take(d.block[SectorSize : end+padTo(end)]); err != nil {
-			return Grain{}, false, err
+			return image.Extent{}, false, err
 		}
 	}
 	lba := int64(binary.LittleEndian.Uint64(b))
-	return Grain{
-		LBA:    lba,
-		Offset: offset,
-		Length: int(d.scanner.header.grainLength(lba)),
-		Data:   d.block[grainMarkerSize:end],
+	return image.Extent{
+		Start:        lba * SectorSize,
+		Length:       d.scanner.header.grainLength(lba),
+		Data:         d.block[grainMarkerSize:end],
+		Compressed:   true,
+		StreamOffset: offset,
 	}, true, nil
 }
 
@@ -170,7 +168,7 @@ func CheckGrains(ctx context.Context, r io.Reader, onPosition func(int64)) (Grai
 	if report.Header, err = d.Header(); err != nil {
 		return report, fmt.Errorf("check grains: %w", err)
 	}
-	in := newInflater(report.Header.GrainBytes())
+	c := checker{flat: make([]byte, report.Header.GrainBytes())}
 	for {
 		if ctx.Err() != nil {
 			return report, fmt.Errorf("check grains: %w", context.Cause(ctx))
@@ -184,58 +182,35 @@ func CheckGrains(ctx context.Context, r io.Reader, onPosition func(int64)) (Grai
 		if err != nil {
 			return report, fmt.Errorf("check grains: %w", err)
 		}
-		if err := in.check(g); err != nil {
+		if err := c.check(g); err != nil {
 			return report, fmt.Errorf("check grains: %w", err)
 		}
 		report.Grains++
-		report.AllocatedBytes += int64(g.Length)
+		report.AllocatedBytes += g.Length
 		onPosition(d.Position())
 	}
 }
 
-// inflater inflates grains, one after another, with one set of buffers.
-type inflater struct {
-	source bytes.Reader
-	zlib   io.ReadCloser
-	out    []byte // a grain and one byte, to tell when it is longer
+// checker inflates grains, one after another, with one set of buffers.
+type checker struct {
+	in   inflate.Inflater
+	flat []byte // room for a full grain
 }
 
-func newInflater(grainBytes int64) *inflater {
-	return &inflater{out: make([]byte, grainBytes+1)}
-}
-
-// check inflates g and says what is wrong with it. The result is in f.out.
-func (f *inflater) check(g Grain) error {
+// check inflates g and says what is wrong with it.
+func (c *checker) check(g image.Extent) error {
 	bad := func(format string, args ...any) error {
-		return &FormatError{Offset: g.Offset, LBA: g.LBA, What: fmt.Sprintf(format, args...)}
+		return &FormatError{Offset: g.StreamOffset, LBA: g.Start / SectorSize, What: fmt.Sprintf(format, args...)}
 	}
-	f.source.Reset(g.Data)
-	var err error
-	if f.zlib == nil {
-		f.zlib, err = zlib.NewReader(&f.source)
-	} else {
-		err = f.zlib.(zlib.Resetter).Reset(&f.source, nil)
+	n, err := c.in.Zlib(c.flat, g.Data)
+	if errors.Is(err, inflate.ErrTooLong) {
+		return bad("grain inflates to more than %d bytes", len(c.flat))
 	}
 	if err != nil {
 		return bad("inflate: %v", err)
 	}
-	n := 0
-	for err == nil {
-		if n == len(f.out) {
-			return bad("grain inflates to more than %d bytes", len(f.out)-1)
-		}
-		var m int
-		m, err = f.zlib.Read(f.out[n:])
-		n += m
-	}
-	if !errors.Is(err, io.EOF) { // io.EOF comes after the Adler-32 was right
-		return bad("inflate: %v", err)
-	}
-	if n != g.Length && n != len(f.out)-1 {
+	if int64(n) != g.Length && (n != len(c.flat) || !allZero(c.flat[g.Length:])) {
 		return bad("grain inflates to %d bytes, want %d", n, g.Length)
-	}
-	if left := f.source.Len(); left > 0 {
-		return bad("%d bytes after the grain's zlib stream", left)
 	}
 	return nil
 }

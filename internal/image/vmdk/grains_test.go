@@ -58,14 +58,14 @@ func TestDecoder(t *testing.T) {
 				t.Fatalf("%s: %v", name, err)
 			}
 			want := make([]byte, g.Length)
-			if _, err := d.ReadAt(want, g.LBA*SectorSize); err != nil {
+			if _, err := d.ReadAt(want, g.Start); err != nil {
 				t.Fatal(err)
 			}
 			if !bytes.HasPrefix(got, want) || !allZero(got[len(want):]) {
-				t.Errorf("%s: grain at sector %d differs", name, g.LBA)
+				t.Errorf("%s: grain at sector %d differs", name, g.Start/SectorSize)
 			}
-			if lba := binary.LittleEndian.Uint64(s[g.Offset:]); lba != uint64(g.LBA) {
-				t.Errorf("%s: offset %d is not that of the grain at sector %d", name, g.Offset, g.LBA)
+			if lba := binary.LittleEndian.Uint64(s[g.StreamOffset:]); lba != uint64(g.Start/SectorSize) {
+				t.Errorf("%s: offset %d is not that of the grain at sector %d", name, g.StreamOffset, g.Start/SectorSize)
 			}
 		}
 		if _, err := dec.Next(); !errors.Is(err, io.EOF) {
@@ -121,13 +121,13 @@ func TestCheckGrainsRefuses(t *testing.T) {
 		"good":       {good, ""},
 		"short":      {deflate(t, text(1, 64*kib-1)), "inflates to 65535 bytes, want 65536"},
 		"nothing":    {deflate(t, nil), "inflates to 0 bytes"},
-		"long":       {deflate(t, text(1, 64*kib+1)), "inflates to 65537 bytes, want 65536"},
+		"long":       {deflate(t, text(1, 64*kib+1)), "inflates to more than 65536 bytes"},
 		"bomb":       {deflate(t, make([]byte, 50*mib)), "inflates to more than 65536 bytes"},
-		"checksum":   {wrongSum, "zlib: invalid checksum"},
-		"cut":        {good[:len(good)-1], "unexpected EOF"},
-		"cut deep":   {good[:len(good)/2], "unexpected EOF"},
-		"more":       {append(bytes.Clone(good), 1, 2, 3), "3 bytes after the grain's zlib stream"},
-		"not zlib":   {append([]byte{0x78, 0x9c}, bytes.Repeat([]byte{0xff}, 60)...), "inflate: flate: corrupt input"},
+		"checksum":   {wrongSum, "adler-32 mismatch"},
+		"cut":        {good[:len(good)-1], "ends early"},
+		"cut deep":   {good[:len(good)/2], "ends early"},
+		"more":       {append(bytes.Clone(good), 1, 2, 3), "data after the end"},
+		"not zlib":   {append([]byte{0x78, 0x9c}, bytes.Repeat([]byte{0xff}, 60)...), "corrupt"},
 		"dictionary": {append([]byte{0x78, 0xbb}, make([]byte, 60)...), "preset dictionary"},
 	} {
 		t.Run(name, func(t *testing.T) {
