@@ -144,6 +144,10 @@ func readDevices(vm *VM, devices []types.BaseVirtualDevice, inv *inventory, port
 			}
 		}
 		switch v := d.(type) {
+		case *types.VirtualDisk, *types.VirtualCdrom, types.BaseVirtualController,
+			*types.VirtualKeyboard, *types.VirtualPointingDevice, *types.VirtualMachineVMCIDevice:
+		case *types.VirtualMachineVideoCard:
+			vm.VideoRAM = v.VideoRamSizeInKB << 10
 		case *types.VirtualTPM:
 			vm.HasTPM = true
 		case types.BaseVirtualEthernetCard:
@@ -152,7 +156,11 @@ func readDevices(vm *VM, devices []types.BaseVirtualDevice, inv *inventory, port
 				Label: label(&e.VirtualDevice, fmt.Sprintf("network adapter %d", e.Key)),
 				Type:  strings.ToLower(strings.TrimPrefix(typeName(d), "Virtual")),
 				MAC:   e.MacAddress, Network: network(e.Backing, inv, portgroups), Connected: connected(&e.VirtualDevice),
+				StartConnected: e.Connectable != nil && e.Connectable.StartConnected,
 			})
+		default:
+			other := d.GetVirtualDevice()
+			vm.OtherDevices = append(vm.OtherDevices, label(other, fmt.Sprintf("%s %d", typeName(d), other.Key)))
 		}
 	}
 }

@@ -49,8 +49,12 @@ type VM struct {
 	NICs           []NIC
 	CDROMs         []CDROM
 	Controllers    []Controller
-	Snapshots      []string // names, depth first
-	Blockers       []Blocker
+	VideoRAM       int64 // bytes (VirtualMachineVideoCard.videoRamSizeInKB), 0 when unknown
+	// OtherDevices are the labels of devices that no field here stands for: a
+	// floppy drive, a serial port, a USB or PCI device of the host.
+	OtherDevices []string
+	Snapshots    []string // names, depth first
+	Blockers     []Blocker
 }
 
 // Disk is one virtual disk.
@@ -78,7 +82,9 @@ type NIC struct {
 	Type      string // vmxnet3, e1000, e1000e, pcnet32, sriovethernetcard
 	MAC       string
 	Network   string // name of the network or port group
-	Connected bool
+	Connected bool   // now; false for a VM that is powered off
+	// StartConnected says that it is connected when the VM is powered on.
+	StartConnected bool
 }
 
 // CDROM is one CD-ROM drive.

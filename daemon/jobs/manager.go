@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path"
 	"runtime/debug"
 	"slices"
@@ -218,6 +219,12 @@ func withDefaults(o, d models.Options) models.Options {
 	fill(&o.IncludeMedia, d.IncludeMedia)
 	fill(&o.Overwrite, d.Overwrite)
 	fill(&o.SkipSpaceCheck, d.SkipSpaceCheck)
+	fill(&o.KeepVMDK, d.KeepVMDK)
+	fill(&o.VerifyGrains, d.VerifyGrains)
+	fill(&o.Hardware, d.Hardware)
+	if o.Networks == nil {
+		o.Networks = maps.Clone(d.Networks)
+	}
 	return o
 }
 
@@ -235,6 +242,8 @@ func builtin() models.Options {
 		ParallelDownloads: new(4), RemoveCDROM: new(false), ShowIndividualProgress: new(false),
 		Format: new(models.OVF), Compress: new(false), Snapshot: new(false), Shutdown: new(false),
 		IncludeMedia: new(false), Overwrite: new(false), SkipSpaceCheck: new(false),
+		KeepVMDK: new(false), VerifyGrains: new(false), Hardware: new(models.SameHardware),
+		Networks: map[string]string{},
 	}
 }
 

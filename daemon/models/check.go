@@ -2,7 +2,9 @@ package models
 
 import (
 	"fmt"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -16,6 +18,9 @@ const (
 
 // maxText bounds names and paths of a job, in bytes (PATH_MAX of Linux).
 const maxText = 4096
+
+// maxNetworks bounds a job's map of networks.
+const maxNetworks = 256
 
 // FieldProblem is what is wrong with one field of a Definition. Field is the
 // key as job files spell it; a value is never repeated, except a format's.
@@ -69,11 +74,24 @@ func (d Definition) Check() []FieldProblem {
 	}
 	if f := d.Options.Format; f != nil {
 		switch *f {
-		case OVF:
-		case OVA, QCOW2, Raw:
-			add("format", "%q is not implemented yet, use %q", *f, OVF)
+		case OVF, OVA, QCOW2, Raw:
 		default:
-			add("format", "is unknown, want %q (later also %q, %q and %q)", OVF, OVA, QCOW2, Raw)
+			add("format", "is unknown, want %q, %q, %q or %q", OVF, OVA, QCOW2, Raw)
+		}
+	}
+	if h := d.Options.Hardware; h != nil && *h != SameHardware && *h != VirtioHardware {
+		add("hardware", "is unknown, want %q or %q", SameHardware, VirtioHardware)
+	}
+	if n := len(d.Options.Networks); n > maxNetworks {
+		add("networks", "has %d entries, at most %d are allowed", n, maxNetworks)
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.Options.Networks)) {
+		target := d.Options.Networks[name]
+		switch {
+		case name == "" || target == "":
+			add("networks", "has an entry without a name or a target")
+		case text("networks", name):
+			text("networks", target)
 		}
 	}
 	if v := d.VCenter; v != nil {

@@ -41,6 +41,16 @@ const (
 	Raw   Format = "raw"
 )
 
+// Hardware is what a VM made of disk images is given on KVM.
+type Hardware string
+
+// The choices: the emulated counterparts of VMware's devices, with which the
+// guest starts unchanged, or KVM's own, whose drivers it must have.
+const (
+	SameHardware   Hardware = "same"
+	VirtioHardware Hardware = "virtio"
+)
+
 // VCenter says which vCenter a job talks to: the Name of one the daemon's
 // configuration knows, or a server with credentials. The password never
 // leaves the process: it is not marshalled.
@@ -65,6 +75,16 @@ type Options struct {
 	IncludeMedia           *bool   `json:"include_media,omitempty"`
 	Overwrite              *bool   `json:"overwrite,omitempty"`
 	SkipSpaceCheck         *bool   `json:"skip_space_check,omitempty"`
+	// KeepVMDK stores the host's streams beside the images made of them.
+	KeepVMDK *bool `json:"keep_vmdk,omitempty"`
+	// VerifyGrains inflates and checks every grain, also where the host's hash
+	// proves the disk.
+	VerifyGrains *bool     `json:"verify_grains,omitempty"`
+	Hardware     *Hardware `json:"hardware,omitempty"`
+	// Networks gives for names of VMware networks what their adapters are
+	// plugged into on KVM: BRIDGE, bridge:BRIDGE or network:NETWORK; the name
+	// * stands for all others.
+	Networks map[string]string `json:"networks,omitempty"`
 }
 
 // Definition is a job as it was asked for, with the daemon's defaults filled
@@ -107,16 +127,21 @@ type Progress struct {
 
 // Result is what a completed job left behind.
 type Result struct {
-	VMName    string   `json:"vm_name"`
-	OutputDir string   `json:"output_dir"`
-	OVFPath   string   `json:"ovf_path"`
-	Files     []string `json:"files"` // absolute paths
-	TotalSize int64    `json:"total_size"`
-	Duration  string   `json:"duration"` // Go duration
+	VMName    string `json:"vm_name"`
+	OutputDir string `json:"output_dir"`
+	OVFPath   string `json:"ovf_path"` // of the archive that holds it, for an OVA
+	// DomainPath is the libvirt domain that virsh define takes; empty unless
+	// the disks became images.
+	DomainPath string   `json:"domain_path,omitempty"`
+	Files      []string `json:"files"` // absolute paths
+	TotalSize  int64    `json:"total_size"`
+	Duration   string   `json:"duration"` // Go duration
 	// Verified reports whether every disk agreed with the hash in the host's
 	// manifest. False does not mean damaged: the host gave no hash.
 	Verified bool     `json:"verified"`
 	Warnings []string `json:"warnings,omitempty"`
+	// Notes say what the libvirt domain could not carry over.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Job is one export, from its submission to its end. All times are UTC.

@@ -10,13 +10,11 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/internal/output"
-	"github.com/hyper2kvm/hyper2kvm/internal/ovf"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 	"github.com/hyper2kvm/hyper2kvm/internal/stream"
 	"github.com/hyper2kvm/hyper2kvm/progress"
@@ -70,12 +68,35 @@ type DescriptorFile struct {
 	Size, Capacity, PopulatedSize int64
 }
 
+// DomainDisk is one disk's image as the libvirt domain shall name it.
+type DomainDisk struct {
+	Key, Label string // Item's
+	Path       string // absolute
+	Format     Format
+}
+
 // Origin is the VM to export.
 type Origin interface {
 	OpenLease(ctx context.Context) (Lease, error)
 	// Descriptor asks for the OVF envelope that names these files.
 	Descriptor(ctx context.Context, name string, files []DescriptorFile) (xml []byte, warnings []string, err error)
+	// Domain describes the VM as a libvirt domain with these disks, which are
+	// in the lease's order. Nvram is the name of the file of UEFI variables,
+	// empty when there is none. Notes are sentences about what could not be
+	// carried over.
+	Domain(disks []DomainDisk, nvram string) (xml []byte, notes []string, err error)
 }
+
+// Format is what an export leaves.
+type Format string
+
+// The formats.
+const (
+	OVF   Format = "ovf"   // the host's streams, a descriptor and a manifest
+	OVA   Format = "ova"   // the same in one archive
+	QCOW2 Format = "qcow2" // images made of the streams, and a libvirt domain
+	Raw   Format = "raw"
+)
 
 // Plan says what to export where.
 type Plan struct {
@@ -90,6 +111,14 @@ type Plan struct {
 	Parallel     int // streams at once; at least 1
 	Overwrite    bool
 	IncludeMedia bool
+	Format       Format // empty is OVF
+	// Compress keeps what the host compressed compressed, in qcow2.
+	Compress bool
+	// KeepStream stores the streams beside the images made of them.
+	KeepStream bool
+	// VerifyGrains inflates and checks every grain, also where a host's hash
+	// proves the stream.
+	VerifyGrains bool
 	// NeedBytes is an estimate of the space the export takes; 0 when unknown.
 	NeedBytes int64
 	// Started is when the work on this VM began.
@@ -97,10 +126,14 @@ type Plan struct {
 	Retry   stream.Options
 }
 
+// converts reports whether disks become images.
+func (p Plan) converts() bool { return p.Format == QCOW2 || p.Format == Raw }
+
 // Result is what an export left behind.
 type Result struct {
 	Receipt output.Receipt
-	OVF     string // name of the descriptor
+	OVF     string // name of the descriptor, or of the archive that holds it
+	Domain  string // name of the libvirt domain; empty unless disks became images
 }
 
 const (
@@ -117,6 +150,13 @@ const (
 // disk and what to do. Run ends within a moment of ctx's end.
 func Run(ctx context.Context, origin Origin, plan Plan, tracker *progress.Tracker) (Result, error) {
 	what := fmt.Sprintf("export VM %q", plan.VM.Path)
+	if plan.Format == "" {
+		plan.Format = OVF
+	}
+	if plan.State != "" {
+		// Files of another format are of no use to this one.
+		plan.State += " " + string(plan.Format)
+	}
 	journal, err := plan.Folder.Begin(plan.VM, plan.State, plan.Hardware.Removed, plan.Overwrite)
 	if err != nil {
 		return Result{}, err
@@ -155,6 +195,7 @@ type run struct {
 	journal *output.Journal
 	tracker *progress.Tracker
 	leases  *leases
+	archive *archive // nil unless the plan's format is OVA
 
 	mu       sync.Mutex
 	warnings []string
@@ -167,6 +208,9 @@ func (r *run) guarded(ctx context.Context) (result Result, err error) {
 		if v := recover(); v != nil {
 			r.tracker.Remark(slog.LevelError, "panic", slog.Any("value", v), slog.String("stack", string(debug.Stack())))
 			err = fmt.Errorf("internal error: %v", v)
+		}
+		if r.archive != nil {
+			err = errors.Join(err, r.archive.partial.Close())
 		}
 		if cerr := r.leases.closeAll(ctx, err); cerr != nil {
 			r.tracker.Remark(slog.LevelWarn, "could not give the lease back", slog.String("error", cerr.Error()))
@@ -182,22 +226,32 @@ func (r *run) export(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	stem := output.Stem(r.plan.VM.Name, "vm")
-	tasks, err := r.plan.tasks(stem, lease.Items())
+	inner := stem // of the files' names
+	if r.plan.Format == OVA {
+		inner = archiveStem(stem)
+	}
+	tasks, err := r.plan.tasks(inner, lease.Items())
 	if err != nil {
 		return Result{}, err
 	}
-	names := []string{stem + ".ovf", stem + ".mf"}
-	for _, t := range tasks {
-		names = append(names, t.name)
-	}
-	if err := r.journal.Claim(names); err != nil {
+	if err := r.journal.Claim(r.names(stem, tasks)); err != nil {
 		return Result{}, err
+	}
+	if r.plan.converts() {
+		// What cannot be described should be known before hours of transfer.
+		if _, _, err := r.origin.Domain(r.domainDisks(tasks), ""); err != nil {
+			return Result{}, err
+		}
 	}
 	if err := r.checkSpace(tasks); err != nil {
 		return Result{}, err
 	}
-	files, err := r.fetchAll(ctx, lease, tasks)
-	if err != nil {
+	if r.plan.Format == OVA {
+		if tasks, err = r.openArchive(ctx, stem, inner, tasks); err != nil {
+			return Result{}, err
+		}
+	}
+	if err := r.fetchAll(ctx, lease, tasks); err != nil {
 		return Result{}, err
 	}
 	r.tracker.Enter(progress.Finalizing)
@@ -206,20 +260,37 @@ func (r *run) export(ctx context.Context) (Result, error) {
 		// now lets go of the VM by itself.
 		r.warn("the host did not acknowledge the end of the lease", slog.String("error", err.Error()))
 	}
-	return r.finalize(ctx, stem, files)
+	return r.finalize(ctx, stem, inner, tasks)
+}
+
+// names are the files that the export will leave in the folder.
+func (r *run) names(stem string, tasks []*task) []string {
+	if r.plan.Format == OVA {
+		return []string{stem + ".ova"}
+	}
+	names := []string{stem + ".ovf"}
+	if r.plan.converts() {
+		names = append(names, stem+".xml")
+	}
+	if !r.plan.converts() || r.plan.KeepStream {
+		names = append(names, stem+".mf")
+	}
+	for _, t := range tasks {
+		names = append(names, t.names(r.plan)...)
+	}
+	return names
 }
 
 // fetchAll brings every task's file home, in rounds: what could not be had
 // under one lease is tried again under the next.
-func (r *run) fetchAll(ctx context.Context, lease Lease, tasks []*task) ([]output.File, error) {
+func (r *run) fetchAll(ctx context.Context, lease Lease, tasks []*task) error {
 	r.tracker.Enter(progress.Exporting)
 	var pending []*task
 	for _, t := range tasks {
 		t.handle = r.tracker.Add(t.name, t.item.Capacity)
-		if file, ok := r.journal.Finished(t.name); ok && file.LeaseKey == t.item.Key {
-			t.file = &file
-			t.handle.Finish(progress.Kept, file.Size)
-			r.tracker.Remark(slog.LevelInfo, "kept finished file", slog.String("file", t.name), slog.Int64("size", file.Size))
+		if r.finished(t) && (r.archive == nil || len(pending) == 0) {
+			t.handle.Finish(progress.Kept, streamOf(t.files[0]).Size)
+			r.tracker.Remark(slog.LevelInfo, "kept finished file", slog.String("file", t.name), slog.Int64("size", t.files[0].Size))
 			continue
 		}
 		pending = append(pending, t)
@@ -232,30 +303,43 @@ func (r *run) fetchAll(ctx context.Context, lease Lease, tasks []*task) ([]outpu
 	for round := 1; len(pending) > 0; round++ {
 		if round > 1 {
 			if round > maxRounds {
-				return nil, fmt.Errorf("%s: gave up after %d leases: %w", pending[0].label(), maxRounds, pending[0].last)
+				return fmt.Errorf("%s: gave up after %d leases: %w", pending[0].label(), maxRounds, pending[0].last)
 			}
 			var err error
 			if lease, err = r.leases.replaceAll(ctx, pending[0].last); err != nil {
-				return nil, err
+				return err
 			}
 		}
 		again, err := r.round(ctx, lease, pending)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		pending = again
 	}
-	files := make([]output.File, len(tasks))
-	for i, t := range tasks {
-		files[i] = *t.file
+	return nil
+}
+
+// finished reports whether an earlier run has finished all files of a task.
+func (r *run) finished(t *task) bool {
+	var files []output.File
+	for _, name := range t.names(r.plan) {
+		file, ok := r.journal.Finished(name)
+		if !ok || file.LeaseKey != t.item.Key || (file.Archive != "") != (r.archive != nil) {
+			return false
+		}
+		files = append(files, file)
 	}
-	return files, nil
+	t.files = files
+	return true
 }
 
 // round fetches tasks in parallel and gives those that need another lease.
 // When one file cannot be had the others are finished first, so that a later
 // run finds them; trouble on this side, such as a full disk, ends all.
 func (r *run) round(ctx context.Context, lease Lease, tasks []*task) (again []*task, err error) {
+	if r.archive != nil {
+		return r.inOrder(ctx, lease, tasks)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	slots := make(chan struct{}, max(1, r.plan.Parallel))
@@ -392,8 +476,10 @@ func (r *run) checkSpace(tasks []*task) error {
 	}
 	need := r.plan.NeedBytes
 	for _, t := range tasks {
-		if file, ok := r.journal.Finished(t.name); ok {
-			need -= file.Size
+		if r.finished(t) {
+			for _, file := range t.files {
+				need -= file.Size
+			}
 		}
 	}
 	if free >= need {
@@ -438,80 +524,4 @@ func (r *run) warn(message string, attrs ...slog.Attr) {
 	r.warnings = append(r.warnings, b.String())
 	r.mu.Unlock()
 	r.tracker.Remark(slog.LevelWarn, message, attrs...)
-}
-
-// checkDescriptor holds the descriptor against the files. One that leaves a
-// disk out is useless; one that leaves out a file beside the disks is used,
-// and said so.
-func (r *run) checkDescriptor(d *ovf.Descriptor, files []output.File, sizes map[string]int64) error {
-	named := make(map[string]bool, len(d.Files))
-	for _, f := range d.Files {
-		named[f.Name()] = true
-	}
-	for _, f := range files {
-		if f.Role != output.RoleDisk && !named[f.Name] {
-			r.warn("the descriptor does not mention a file", slog.String("file", f.Name))
-			delete(sizes, f.Name)
-		}
-	}
-	return d.Check(sizes)
-}
-
-// finalize writes the descriptor, the manifest and the receipt.
-func (r *run) finalize(ctx context.Context, stem string, files []output.File) (Result, error) {
-	named := make([]DescriptorFile, len(files))
-	sizes := make(map[string]int64, len(files))
-	for i, f := range files {
-		named[i] = DescriptorFile{Key: f.LeaseKey, Name: f.Name, Size: f.Size, Capacity: f.Capacity, PopulatedSize: f.PopulatedSize}
-		sizes[f.Name] = f.Size
-	}
-	xml, warnings, err := r.origin.Descriptor(ctx, r.plan.VM.Name, named)
-	if err != nil {
-		return Result{}, fmt.Errorf("create descriptor: %w", err)
-	}
-	for _, w := range warnings {
-		r.warn("vCenter about the descriptor", slog.String("warning", w))
-	}
-	if xml, err = ovf.SetFileSizes(xml, sizes); err != nil {
-		return Result{}, fmt.Errorf("descriptor from vCenter: %w", err)
-	}
-	descriptor, err := ovf.ParseDescriptor(xml)
-	if err == nil {
-		err = r.checkDescriptor(descriptor, files, sizes)
-	}
-	if err != nil {
-		return Result{}, fmt.Errorf("descriptor from vCenter: %w", err)
-	}
-	ovfFile, err := r.put(stem+".ovf", output.RoleDescriptor, xml)
-	if err != nil {
-		return Result{}, err
-	}
-	all := append([]output.File{ovfFile}, files...)
-	mf, err := manifestText(all)
-	if err != nil {
-		return Result{}, err
-	}
-	mfFile, err := r.put(stem+".mf", output.RoleManifest, mf)
-	if err != nil {
-		return Result{}, err
-	}
-	all = append(all, mfFile)
-
-	verified := !slices.ContainsFunc(files, func(f output.File) bool {
-		return f.Role == output.RoleDisk && f.Proof != output.ProofHost
-	})
-	hardware := r.plan.Hardware
-	hardware.Removed = r.journal.Removed()
-	receipt := output.Receipt{
-		Tool: "hyper2kvm", Version: r.plan.Version, Format: "ovf",
-		VM: r.plan.VM, Hardware: hardware, Snapshot: r.plan.Snapshot,
-		Files: all, Verified: verified, Warnings: r.warnings,
-		Started: r.journal.Started(), Completed: time.Now().UTC(),
-	}
-	if err := r.journal.Complete(receipt); err != nil {
-		return Result{}, err
-	}
-	r.tracker.Remark(slog.LevelInfo, "export is whole", slog.Int("files", len(all)),
-		slog.Int64("totalSize", receipt.Size()), slog.Bool("verified", verified))
-	return Result{Receipt: receipt, OVF: ovfFile.Name}, nil
 }

@@ -2,12 +2,9 @@ package export
 
 import (
 	"context"
-	"crypto/sha1" //nolint:gosec // the hash that lease manifests are made of
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"path"
@@ -21,20 +18,31 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/progress"
 )
 
-// task is one file on its way.
+// task is one item of the lease on its way.
 type task struct {
-	name   string
+	name   string // of the file it becomes
+	stream string // of what the host sends; the same unless it becomes an image
 	item   Item
 	handle *progress.Handle
-	file   *output.File // set when the file is whole
+	files  []output.File // set when they are whole; the first is called name
 
-	damaged int   // how often its bytes disagreed with the host
-	last    error // why it needs another lease
+	damaged    int   // how often its bytes disagreed with the host
+	distrusted bool  // the host did not give the hash it had promised
+	last       error // why it needs another lease
 
 	// Set while the stream has ended but its hash is not in the manifest yet.
 	awaiting       *download
 	lease          Lease // the one that sent it
 	fromEarlierRun bool  // its beginning was
+
+	proved proof
+}
+
+// proof is what was found of a stream that is whole.
+type proof struct {
+	how                 output.Proof
+	stream              output.Stream
+	capacity, populated int64
 }
 
 func (t *task) label() string {
@@ -44,6 +52,14 @@ func (t *task) label() string {
 	return fmt.Sprintf("%s (%s)", t.item.Label, t.name)
 }
 
+// names are those of the files that the task leaves.
+func (t *task) names(p Plan) []string {
+	if t.name != t.stream && p.KeepStream {
+		return []string{t.name, t.stream}
+	}
+	return []string{t.name}
+}
+
 // tasks names the files of a lease. Disks are numbered apart from the rest, as
 // ovftool does; nothing of a host's suggestion but a harmless extension is
 // used.
@@ -51,25 +67,31 @@ func (p Plan) tasks(stem string, items []Item) ([]*task, error) {
 	var tasks []*task
 	disks, others := 0, 0
 	for _, item := range items {
-		var name string
+		t := &task{item: item}
 		switch item.Role {
 		case output.RoleDisk:
-			name = fmt.Sprintf("%s-disk-%d.vmdk", stem, disks)
+			t.stream = fmt.Sprintf("%s-disk-%d.vmdk", stem, disks)
+			if p.converts() {
+				t.name = fmt.Sprintf("%s-disk-%d.%s", stem, disks, p.Format)
+			}
 			disks++
 		case output.RoleMedia:
 			if !p.IncludeMedia {
 				continue
 			}
-			name = fmt.Sprintf("%s-file-%d%s", stem, others, output.Extension(path.Base(item.TargetID), ".iso"))
+			t.stream = fmt.Sprintf("%s-file-%d%s", stem, others, output.Extension(path.Base(item.TargetID), ".iso"))
 			others++
 		case output.RoleNVRAM:
-			name = fmt.Sprintf("%s-file-%d.nvram", stem, others)
+			t.stream = fmt.Sprintf("%s-file-%d.nvram", stem, others)
 			others++
 		default:
-			name = fmt.Sprintf("%s-file-%d%s", stem, others, output.Extension(path.Base(item.TargetID), ".bin"))
+			t.stream = fmt.Sprintf("%s-file-%d%s", stem, others, output.Extension(path.Base(item.TargetID), ".bin"))
 			others++
 		}
-		tasks = append(tasks, &task{name: name, item: item})
+		if t.name == "" {
+			t.name = t.stream
+		}
+		tasks = append(tasks, t)
 	}
 	if disks == 0 {
 		return nil, problem.New(problem.Conflict, fmt.Sprintf("export VM %q", p.VM.Path),
@@ -96,8 +118,35 @@ func isLocal(err error) bool {
 	return ok
 }
 
+// begin opens what a task's stream becomes.
+func (r *run) begin(ctx context.Context, lease Lease, t *task) (*download, error) {
+	var b body
+	switch {
+	case r.archive != nil:
+		b = r.archive.begin(t.stream)
+	case t.name == t.stream || r.plan.KeepStream:
+		partial, err := r.plan.Folder.Open(t.stream)
+		if err != nil {
+			return nil, err
+		}
+		b = partial
+	default:
+		b = newTail()
+	}
+	promised := lease.SendsSHA256()
+	var c *conversion
+	if t.name != t.stream {
+		partial, err := r.plan.Folder.Open(t.name)
+		if err != nil {
+			return nil, errors.Join(err, b.Close())
+		}
+		c = r.plan.conversion(ctx, partial, func() bool { return r.plan.VerifyGrains || !promised || t.distrusted })
+	}
+	return newDownload(t, b, c, !promised), nil
+}
+
 // fetch brings one file home, proves it and gives it its name. A nil error
-// means that t.file is set.
+// means that t.files is set.
 func (r *run) fetch(ctx context.Context, lease Lease, t *task) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -115,7 +164,7 @@ func (r *run) fetch(ctx context.Context, lease Lease, t *task) (err error) {
 			t.handle.Fail(err.Error())
 		}
 	}()
-	partial, err := r.plan.Folder.Open(t.name)
+	d, err := r.begin(ctx, lease, t)
 	if err != nil {
 		return &localError{err}
 	}
@@ -123,11 +172,10 @@ func (r *run) fetch(ctx context.Context, lease Lease, t *task) (err error) {
 		if t.awaiting != nil {
 			return
 		}
-		if cerr := partial.Close(); cerr != nil && err == nil {
+		if cerr := d.close(); cerr != nil && err == nil {
 			err = &localError{cerr}
 		}
 	}()
-	d := newDownload(partial, t, !lease.SendsSHA256())
 	if err := r.adopt(ctx, d, t); err != nil {
 		return err
 	}
@@ -145,7 +193,7 @@ func (r *run) fetch(ctx context.Context, lease Lease, t *task) (err error) {
 		err = r.prove(ctx, supply.lease, t, d, false)
 		switch {
 		case err == nil:
-			return r.commit(t, d)
+			return r.commit(ctx, t, d)
 		case errors.Is(err, errAwaitsProof):
 			t.awaiting, t.lease = d, supply.lease
 			return err
@@ -165,7 +213,7 @@ func (t *task) stopAwaiting() error {
 	}
 	d := t.awaiting
 	t.awaiting = nil
-	return d.partial.Close()
+	return d.close()
 }
 
 // settle proves a file at the end of its lease's last stream. The manifest is
@@ -174,7 +222,7 @@ func (r *run) settle(ctx context.Context, t *task) (err error) {
 	d := t.awaiting
 	t.awaiting = nil
 	defer func() {
-		if cerr := d.partial.Close(); cerr != nil && err == nil {
+		if cerr := d.close(); cerr != nil && err == nil {
 			err = &localError{cerr}
 		}
 		if err != nil && !errors.Is(err, errNextLease) {
@@ -184,7 +232,7 @@ func (r *run) settle(ctx context.Context, t *task) (err error) {
 	err = r.prove(ctx, t.lease, t, d, true)
 	switch {
 	case err == nil:
-		return r.commit(t, d)
+		return r.commit(ctx, t, d)
 	case ctx.Err() != nil || isLocal(err):
 		return err
 	}
@@ -200,7 +248,7 @@ func (r *run) settle(ctx context.Context, t *task) (err error) {
 func (r *run) again(t *task, d *download, why error) error {
 	t.damaged++
 	if t.damaged >= maxDamage {
-		if err := d.partial.Discard(); err != nil {
+		if err := d.discard(); err != nil {
 			r.tracker.Remark(slog.LevelWarn, "could not remove a damaged file", slog.String("error", err.Error()))
 		}
 		return problem.New(problem.Failed, t.label(), why, "the host or the network damages data; try another network path or host")
@@ -268,7 +316,7 @@ func (r *run) outOfSpace(t *task, err *output.SpaceError) error {
 // adopt takes over what an earlier run left of the file: it is read again, for
 // its hashes and its structure. What does not hold together is dropped.
 func (r *run) adopt(ctx context.Context, d *download, t *task) error {
-	if d.partial.Size() == 0 {
+	if d.Offset() == 0 {
 		return nil
 	}
 	if r.plan.State == "" {
@@ -277,7 +325,7 @@ func (r *run) adopt(ctx context.Context, d *download, t *task) error {
 		}
 		return nil
 	}
-	size := d.partial.Size()
+	size := d.Offset()
 	err := d.replay(ctx)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -308,54 +356,92 @@ func (r *run) prove(ctx context.Context, lease Lease, t *task, d *download, fina
 	if err != nil {
 		r.tracker.Remark(slog.LevelWarn, "the lease has no manifest to compare with", slog.String("file", t.name), slog.String("error", err.Error()))
 	}
-	file := &output.File{
-		Name: t.name, Role: t.item.Role, Size: d.Offset(), LeaseKey: t.item.Key,
-		SHA256: hex.EncodeToString(d.sha256.Sum(nil)), Capacity: t.item.Capacity, Proof: output.ProofNone,
+	found := proof{
+		how:      output.ProofNone,
+		stream:   output.Stream{Size: d.Offset(), SHA256: hex.EncodeToString(d.sha256.Sum(nil))},
+		capacity: t.item.Capacity,
 	}
 	if d.scanner != nil {
-		file.Capacity = d.scanner.Capacity()
+		found.capacity = d.scanner.Capacity()
 	}
 	if digest != nil {
-		file.PopulatedSize = digest.PopulatedSize
-		if digest.Size > 0 && digest.Size != file.Size {
-			return fmt.Errorf("%d bytes are held, the host's manifest says %d", file.Size, digest.Size)
-		}
-		if digest.SHA256 != "" {
-			if !strings.EqualFold(digest.SHA256, file.SHA256) {
-				return fmt.Errorf("SHA-256 is %s, the host's manifest says %s", file.SHA256, digest.SHA256)
-			}
-			file.Proof = output.ProofHost
-		}
-		if digest.SHA1 != "" && (d.sha1 != nil || digest.SHA256 == "") {
-			if file.SHA1, err = d.sumSHA1(ctx); err != nil {
-				return &localError{err}
-			}
-			if !strings.EqualFold(digest.SHA1, file.SHA1) {
-				return fmt.Errorf("SHA-1 is %s, the host's manifest says %s", file.SHA1, digest.SHA1)
-			}
-			file.Proof = output.ProofHost
+		if err := r.compare(ctx, t, d, digest, &found); err != nil {
+			return err
 		}
 	}
-	if file.Proof == output.ProofNone && t.item.Role == output.RoleDisk {
-		if t.fromEarlierRun {
-			return errors.New("it was continued from an earlier run and the host gave no hash to prove it by")
+	if found.how == output.ProofNone && t.item.Role == output.RoleDisk {
+		if err := r.proveAlone(ctx, t, d); err != nil {
+			return err
 		}
-		if _, err := vmdk.CheckGrains(ctx, d.partial.Reader(), nil); err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			return fmt.Errorf("check of every grain: %w", err)
-		}
-		file.Proof = output.ProofGrains
+		found.how = output.ProofGrains
 		r.warn("the host gave no hash, the disk is checked by its own grain checksums only", slog.String("file", t.name))
-	} else if file.Proof == output.ProofNone {
+	} else if found.how == output.ProofNone {
 		r.tracker.Remark(slog.LevelInfo, "the host gave no hash of a file", slog.String("file", t.name))
 	}
-	if c := t.item.Capacity; c > 0 && d.scanner != nil && c != file.Capacity {
+	if c := t.item.Capacity; c > 0 && d.scanner != nil && c != found.capacity {
 		r.warn("the stream's disk has another size than the VM's", slog.String("file", t.name),
-			slog.Int64("stream", file.Capacity), slog.Int64("vm", c))
+			slog.Int64("stream", found.capacity), slog.Int64("vm", c))
 	}
-	t.file = file
+	t.proved = found
+	return nil
+}
+
+// compare holds a stream against the host's manifest.
+func (r *run) compare(ctx context.Context, t *task, d *download, digest *Digest, found *proof) error {
+	found.populated = digest.PopulatedSize
+	held := &found.stream
+	if digest.Size > 0 && digest.Size != held.Size {
+		return fmt.Errorf("%d bytes are held, the host's manifest says %d", held.Size, digest.Size)
+	}
+	if digest.SHA256 != "" {
+		if !strings.EqualFold(digest.SHA256, held.SHA256) {
+			return fmt.Errorf("SHA-256 is %s, the host's manifest says %s", held.SHA256, digest.SHA256)
+		}
+		found.how = output.ProofHost
+	}
+	if digest.SHA1 == "" || d.sha1 == nil && digest.SHA256 != "" {
+		return nil
+	}
+	sum, ok, err := d.sumSHA1(ctx)
+	if err != nil {
+		return &localError{err}
+	}
+	if !ok {
+		return t.distrust("SHA-1")
+	}
+	if held.SHA1 = sum; !strings.EqualFold(digest.SHA1, held.SHA1) {
+		return fmt.Errorf("SHA-1 is %s, the host's manifest says %s", held.SHA1, digest.SHA1)
+	}
+	found.how = output.ProofHost
+	return nil
+}
+
+// distrust has the stream taken again with everything computed that could be
+// left out because the host had promised a SHA-256.
+func (t *task) distrust(given string) error {
+	t.distrusted = true
+	return fmt.Errorf("the host promised a SHA-256 of it and gave %s", given)
+}
+
+// proveAlone proves a disk that the host gave no hash of by the checksums of
+// its grains.
+func (r *run) proveAlone(ctx context.Context, t *task, d *download) error {
+	if t.fromEarlierRun {
+		return errors.New("it was continued from an earlier run and the host gave no hash to prove it by")
+	}
+	if d.image != nil && d.image.checked() {
+		return nil // as it was written
+	}
+	stream := d.body.Reader()
+	if stream == nil {
+		return t.distrust("none")
+	}
+	if _, err := vmdk.CheckGrains(ctx, stream, nil); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return fmt.Errorf("check of every grain: %w", err)
+	}
 	return nil
 }
 
@@ -373,20 +459,45 @@ func manifestEntry(ctx context.Context, lease Lease, key string) (*Digest, error
 	return nil, nil
 }
 
-// commit gives a proved file its name.
-func (r *run) commit(t *task, d *download) error {
-	if err := d.partial.Commit(); err != nil {
-		if space, ok := errors.AsType[*output.SpaceError](err); ok {
-			err = r.outOfSpace(t, space)
+// commit gives what a proved stream became its names.
+func (r *run) commit(ctx context.Context, t *task, d *download) error {
+	p := t.proved
+	file := output.File{
+		Name: t.stream, Role: t.item.Role, Size: p.stream.Size, SHA256: p.stream.SHA256, SHA1: p.stream.SHA1,
+		Proof: p.how, LeaseKey: t.item.Key, Capacity: p.capacity, PopulatedSize: p.populated,
+	}
+	files := []output.File{file}
+	if s, ok := d.body.(*section); ok {
+		files[0].Archive, files[0].Offset = r.archive.name, s.base
+	}
+	err := d.body.Commit()
+	if err == nil && d.image != nil {
+		image := file
+		image.Name, image.SHA1, image.Stream = t.name, "", &p.stream
+		if image.Size, image.SHA256, err = d.image.partial.Sum(ctx, nil); err == nil {
+			err = d.image.partial.Commit()
 		}
+		files[0].Role = output.RoleStream
+		if files = append([]output.File{image}, files...); !r.plan.KeepStream {
+			files = files[:1]
+		}
+	}
+	if ctx.Err() != nil && err != nil {
+		return context.Cause(ctx)
+	}
+	if err == nil {
+		err = r.journal.Finish(files...)
+	}
+	if space, ok := errors.AsType[*output.SpaceError](err); ok {
+		err = r.outOfSpace(t, space)
+	}
+	if err != nil {
 		return &localError{err}
 	}
-	if err := r.journal.Finish(*t.file); err != nil {
-		return &localError{err}
-	}
-	t.handle.Finish(progress.Done, t.file.Size)
+	t.files = files
+	t.handle.Finish(progress.Done, p.stream.Size)
 	r.tracker.Remark(slog.LevelInfo, "file is whole", slog.String("file", t.name),
-		slog.Int64("size", t.file.Size), slog.String("proof", string(t.file.Proof)))
+		slog.Int64("size", files[0].Size), slog.String("proof", string(p.how)))
 	return nil
 }
 
@@ -442,194 +553,4 @@ func (s *leasedSource) Open(ctx context.Context, offset int64) (*stream.Body, er
 		return nil, fmt.Errorf("%w (%w)", s.lease.Err(), errors.New(status.Error()))
 	}
 	return nil, err
-}
-
-// download is a stream.Target: a file with its hashes and, for a disk, its
-// structure.
-type download struct {
-	partial *output.Partial
-	task    *task
-	scanner *vmdk.Scanner // nil for files that are no disks
-	sha256  hashState
-	sha1    hashState // nil when not needed
-	hashed  int64
-	dropped bool  // Reset was called
-	broken  error // the local failure that ended it
-}
-
-type hashState interface {
-	io.Writer
-	Sum([]byte) []byte
-	Reset()
-}
-
-func newDownload(p *output.Partial, t *task, withSHA1 bool) *download {
-	d := &download{partial: p, task: t, sha256: sha256.New()}
-	if withSHA1 {
-		d.sha1 = sha1.New() //nolint:gosec // see the import
-	}
-	d.restart()
-	return d
-}
-
-func (d *download) restart() {
-	if d.task.item.Role == output.RoleDisk {
-		d.scanner = vmdk.NewScanner()
-	}
-	d.sha256.Reset()
-	if d.sha1 != nil {
-		d.sha1.Reset()
-	}
-	d.hashed = 0
-}
-
-// Write checks, hashes and stores the next bytes. The hashes and the write run
-// side by side.
-func (d *download) Write(p []byte) (int, error) {
-	if err := d.scan(p); err != nil {
-		return 0, err
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		d.hash(p)
-	}()
-	n, err := d.partial.Write(p)
-	<-done
-	if err != nil {
-		d.broken = err
-		return n, err
-	}
-	d.task.handle.Holds(d.Offset(), d.position())
-	return n, nil
-}
-
-func (d *download) scan(p []byte) error {
-	if d.scanner == nil {
-		return nil
-	}
-	if _, err := d.scanner.Write(p); err != nil {
-		return &stream.DamageError{Err: err}
-	}
-	if c := d.scanner.Capacity(); c > 0 {
-		d.task.handle.SetCapacity(c)
-	}
-	return nil
-}
-
-// hash feeds both hashes; they take about as long as the write they run
-// beside.
-func (d *download) hash(p []byte) {
-	_, _ = d.sha256.Write(p) // a hash never fails
-	if d.sha1 != nil {
-		_, _ = d.sha1.Write(p)
-	}
-	d.hashed += int64(len(p))
-}
-
-func (d *download) position() int64 {
-	if d.scanner != nil {
-		return d.scanner.Position()
-	}
-	return d.partial.Size()
-}
-
-// Offset is part of stream.Target.
-func (d *download) Offset() int64 { return d.partial.Size() }
-
-// Tail is part of stream.Target.
-func (d *download) Tail(p []byte) error {
-	_, err := d.partial.ReadAt(p, d.partial.Size()-int64(len(p)))
-	return err
-}
-
-// Reset is part of stream.Target.
-func (d *download) Reset() error {
-	d.restart()
-	d.dropped = true
-	d.task.handle.Holds(0, 0)
-	if err := d.partial.Reset(); err != nil {
-		d.broken = err
-		return err
-	}
-	return nil
-}
-
-// Finish is part of stream.Target.
-func (d *download) Finish(size int64) error {
-	held := d.Offset()
-	if size >= 0 && held < size {
-		return fmt.Errorf("%w: %d of %d bytes", stream.ErrShort, held, size)
-	}
-	if size >= 0 && held > size {
-		return &stream.DamageError{Err: fmt.Errorf("%d bytes are held, the stream has %d", held, size)}
-	}
-	if want := d.task.item.Size; d.scanner == nil && want > 0 && held != want {
-		if held < want {
-			return fmt.Errorf("%w: %d of %d bytes", stream.ErrShort, held, want)
-		}
-		return &stream.DamageError{Err: fmt.Errorf("%d bytes are held, the lease says %d", held, want)}
-	}
-	if d.scanner == nil {
-		return nil
-	}
-	switch err := d.scanner.Finish(); {
-	case err == nil:
-		return nil
-	case errors.Is(err, vmdk.ErrTruncated):
-		return fmt.Errorf("%w: %w", stream.ErrShort, err)
-	default:
-		return &stream.DamageError{Err: err}
-	}
-}
-
-// replay feeds what the partial file holds through the hashes and the
-// structure check.
-func (d *download) replay(ctx context.Context) error {
-	return d.readBack(ctx, func(p []byte) error {
-		if err := d.scan(p); err != nil {
-			return err
-		}
-		d.hash(p)
-		d.task.handle.Holds(d.hashed, d.position())
-		return nil
-	})
-}
-
-// sumSHA1 gives the SHA-1 of what is held, read back if it was not computed on
-// the way.
-func (d *download) sumSHA1(ctx context.Context) (string, error) {
-	if d.sha1 == nil {
-		sum := sha1.New() //nolint:gosec // see the import
-		err := d.readBack(ctx, func(p []byte) error {
-			_, err := sum.Write(p)
-			return err
-		})
-		if err != nil {
-			return "", err
-		}
-		d.sha1 = sum
-	}
-	return hex.EncodeToString(d.sha1.Sum(nil)), nil
-}
-
-// readBack hands all that is held to take, in order.
-func (d *download) readBack(ctx context.Context, take func([]byte) error) error {
-	buf := make([]byte, 1<<20)
-	in := d.partial.Reader()
-	for {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		n, err := in.Read(buf)
-		if terr := take(buf[:n]); terr != nil {
-			return terr
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("read it back: %w", err)
-		}
-	}
 }

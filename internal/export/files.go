@@ -15,18 +15,22 @@ func (r *run) put(name string, role output.Role, data []byte) (output.File, erro
 	if err := r.plan.Folder.Put(name, data); err != nil {
 		return output.File{}, err
 	}
+	return madeHere(name, role, data), nil
+}
+
+func madeHere(name string, role output.Role, data []byte) output.File {
 	sum := sha256.Sum256(data)
 	return output.File{
 		Name: name, Role: role, Size: int64(len(data)),
 		SHA256: hex.EncodeToString(sum[:]), Proof: output.ProofLocal,
-	}, nil
+	}
 }
 
 // manifestText is the .mf of files.
 func manifestText(files []output.File) ([]byte, error) {
 	entries := make([]ovf.Entry, len(files))
 	for i, f := range files {
-		entries[i] = ovf.Entry{Algorithm: "SHA256", Name: f.Name, Digest: f.SHA256}
+		entries[i] = ovf.Entry{Algorithm: ovf.SHA256, Name: f.Name, Digest: f.SHA256}
 	}
 	var b bytes.Buffer
 	if err := ovf.WriteManifest(&b, entries); err != nil {

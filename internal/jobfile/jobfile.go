@@ -238,8 +238,9 @@ func orJob(where string) string {
 }
 
 var (
-	jobKeys     = []string{"name", "vm_path", "output_path", "options", "vcenter", "format", "compress", "snapshot", "overwrite"}
-	optionKeys  = []string{"parallel_downloads", "remove_cdrom", "show_individual_progress", "format", "compress", "snapshot", "shutdown", "include_media", "overwrite", "skip_space_check"}
+	jobKeys    = []string{"name", "vm_path", "output_path", "options", "vcenter", "format", "compress", "snapshot", "overwrite"}
+	optionKeys = []string{"parallel_downloads", "remove_cdrom", "show_individual_progress", "format", "compress", "snapshot", "shutdown", "include_media", "overwrite", "skip_space_check",
+		"keep_vmdk", "verify_grains", "hardware", "networks"}
 	vcenterKeys = []string{"name", "server", "username", "password", "insecure"}
 )
 
@@ -304,6 +305,16 @@ func optionFields(o *models.Options) fields {
 		"include_media":            ptr(&o.IncludeMedia, (*strict.Node).Bool),
 		"overwrite":                ptr(&o.Overwrite, (*strict.Node).Bool),
 		"skip_space_check":         ptr(&o.SkipSpaceCheck, (*strict.Node).Bool),
+		"keep_vmdk":                ptr(&o.KeepVMDK, (*strict.Node).Bool),
+		"verify_grains":            ptr(&o.VerifyGrains, (*strict.Node).Bool),
+		"hardware": ptr(&o.Hardware, func(n *strict.Node) (models.Hardware, error) {
+			s, err := n.Text()
+			return models.Hardware(s), err
+		}),
+		"networks": func(n *strict.Node) (err error) {
+			o.Networks, err = texts(n)
+			return err
+		},
 		"format": ptr(&o.Format, func(n *strict.Node) (models.Format, error) {
 			s, err := n.Text()
 			return models.Format(s), err
@@ -336,6 +347,22 @@ func text(to *string) func(*strict.Node) error {
 		*to = s
 		return err
 	}
+}
+
+// texts reads a map of texts.
+func texts(n *strict.Node) (map[string]string, error) {
+	if n.Kind != strict.Map {
+		return nil, fmt.Errorf("is %s, want a map", n.Kind)
+	}
+	m := make(map[string]string, len(n.Pairs))
+	for _, p := range n.Pairs {
+		s, err := p.Text()
+		if err != nil {
+			return nil, err
+		}
+		m[p.Key] = s
+	}
+	return m, nil
 }
 
 func ptr[T any](to **T, get func(*strict.Node) (T, error)) func(*strict.Node) error {

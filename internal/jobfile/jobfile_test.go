@@ -97,7 +97,11 @@ func TestFaults(t *testing.T) {
 	for name, c := range map[string]struct{ in, want string }{
 		"unknown in options":    {base + "options:\n  remove_cdrom: true\n  parallel_download: 4\n", `line 5: unknown key "parallel_download" in options (did you mean "parallel_downloads"?)`},
 		"unknown at top":        {base + "zzz: 1\n", `line 3: unknown key "zzz" (known: name, `},
-		"top level format":      {base + "format: qcow2\n", `line 3: format: "qcow2" is not implemented yet, use "ovf"`},
+		"top level format":      {base + "format: vhd\n", `line 3: format: is unknown, want "ovf", "ova", "qcow2" or "raw"`},
+		"networks":              {base + "options:\n  networks: br0\n", `line 4: networks: is text, want a map`},
+		"network target":        {base + "options:\n  networks:\n    VM Network: 7\n", `line 5: networks: is a whole number, want text`},
+		"no network target":     {base + "options:\n  networks:\n    VM Network: ''\n", `networks: has an entry without a name or a target`},
+		"hardware":              {base + "options:\n  hardware: fast\n", `line 4: hardware: is unknown, want "same" or "virtio"`},
 		"unknown format":        {base + "options: {format: vhd}\n", `line 3: format: is unknown, want "ovf"`},
 		"both":                  {base + "compress: true\noptions:\n  compress: true\n", `line 5: compress: is given twice, in options and beside it (line 3)`},
 		"missing vm":            {"output_path: /out/a\n", "line 1: vm_path: is missing"},

@@ -1,6 +1,7 @@
 package output
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,8 +11,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 )
 
-// Partial is a file that is not whole yet, written from front to back. It
-// belongs to one goroutine.
+// Partial is a file that is not whole yet. It belongs to one goroutine.
 type Partial struct {
 	folder *Folder
 	name   string
@@ -42,16 +42,62 @@ func (p *Partial) Name() string { return p.name }
 func (p *Partial) Size() int64 { return p.size }
 
 // Write appends b. A full disk is a *SpaceError.
-func (p *Partial) Write(b []byte) (int, error) {
-	n, err := p.file.WriteAt(b, p.size)
-	p.size += int64(n)
+func (p *Partial) Write(b []byte) (int, error) { return p.WriteAt(b, p.size) }
+
+// WriteAt writes b at off, which may lie before or behind the end. A full disk
+// is a *SpaceError.
+func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
+	n, err := p.file.WriteAt(b, off)
+	p.size = max(p.size, off+int64(n))
 	if err != nil {
-		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-			return n, &SpaceError{Path: p.folder.Path(p.name), Held: p.size, Err: plain(err)}
-		}
-		return n, fmt.Errorf("write %s: %w", p.folder.Path(p.name+PartialSuffix), plain(err))
+		return n, p.Wrote(err)
 	}
 	return n, nil
+}
+
+// File is the file itself, for a writer that places bytes in it on its own.
+// Such a writer's errors go through Wrote.
+func (p *Partial) File() *os.File { return p.file }
+
+// Wrote names the file in an error of a write to it: a full disk becomes a
+// *SpaceError.
+func (p *Partial) Wrote(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return &SpaceError{Path: p.folder.Path(p.name), Held: p.size, Err: plain(err)}
+	}
+	return fmt.Errorf("write %s: %w", p.folder.Path(p.name+PartialSuffix), plain(err))
+}
+
+// Sum gives the size and the SHA-256, in lower-case hexadecimal, of what the
+// file holds, read back while it is being synced. onRead, which may be nil,
+// hears of every n bytes read.
+func (p *Partial) Sum(ctx context.Context, onRead func(n int)) (size int64, sha256 string, err error) {
+	var synced error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		synced = p.file.Sync()
+	}()
+	if onRead == nil {
+		onRead = func(int) {}
+	}
+	size, sha256, err = sum(ctx, p.file, onRead)
+	<-done
+	if synced != nil {
+		return 0, "", p.Wrote(synced)
+	}
+	if err != nil {
+		return 0, "", fmt.Errorf("read back %s: %w", p.folder.Path(p.name+PartialSuffix), plain(err))
+	}
+	return size, sha256, nil
+}
+
+// Sync makes what was written durable.
+func (p *Partial) Sync() error {
+	if err := p.file.Sync(); err != nil {
+		return p.Wrote(err)
+	}
+	return nil
 }
 
 // ReadAt reads what has been written.
@@ -62,9 +108,14 @@ func (p *Partial) Reader() io.Reader { return io.NewSectionReader(p.file, 0, p.s
 
 // Reset drops what the file holds.
 func (p *Partial) Reset() error {
-	p.size = 0
-	if err := p.file.Truncate(0); err != nil {
-		return fmt.Errorf("empty %s: %w", p.folder.Path(p.name+PartialSuffix), plain(err))
+	return p.Truncate(0)
+}
+
+// Truncate drops what the file holds from byte size on.
+func (p *Partial) Truncate(size int64) error {
+	p.size = size
+	if err := p.file.Truncate(size); err != nil {
+		return fmt.Errorf("cut %s to %d bytes: %w", p.folder.Path(p.name+PartialSuffix), size, plain(err))
 	}
 	return nil
 }
@@ -73,12 +124,8 @@ func (p *Partial) Reset() error {
 // The Partial is closed by it. The name itself is made durable with the
 // receipt: a file that a power cut takes its name from is a partial one again.
 func (p *Partial) Commit() error {
-	if err := p.file.Sync(); err != nil {
-		err = plain(err)
-		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-			return &SpaceError{Path: p.folder.Path(p.name), Held: p.size, Err: err}
-		}
-		return fmt.Errorf("sync %s: %w", p.folder.Path(p.name+PartialSuffix), err)
+	if err := p.Sync(); err != nil {
+		return err
 	}
 	if err := p.Close(); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -28,6 +29,9 @@ const (
 	RoleOther      Role = "other"
 	RoleDescriptor Role = "descriptor"
 	RoleManifest   Role = "manifest"
+	RoleStream     Role = "stream"  // a disk as the host sent it, kept beside its image
+	RoleDomain     Role = "domain"  // a libvirt domain
+	RoleArchive    Role = "archive" // an OVA
 )
 
 // Proof says how the bytes of a file were shown to be the ones on the host.
@@ -104,6 +108,20 @@ type File struct {
 	LeaseKey      string `json:"lease_key,omitempty"`
 	Capacity      int64  `json:"capacity,omitempty"`
 	PopulatedSize int64  `json:"populated_size,omitempty"`
+	// Stream is what the host sent, for an image that was made of it.
+	Stream *Stream `json:"stream,omitempty"`
+	// Archive is the file that holds this one, at Offset; empty for a file of
+	// the folder itself.
+	Archive string `json:"archive,omitempty"`
+	Offset  int64  `json:"offset,omitempty"`
+}
+
+// Stream is a disk as the host sent it: a stream-optimized VMDK. SHA1 is empty
+// where it was not needed.
+type Stream struct {
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"`
+	SHA1   string `json:"sha1,omitempty"`
 }
 
 // Receipt says what an export left in its folder. A receipt under its own
@@ -116,8 +134,10 @@ type Receipt struct {
 	Hardware  Hardware  `json:"hardware"`
 	Snapshot  bool      `json:"from_snapshot,omitempty"`
 	Files     []File    `json:"files"`
-	Verified  bool      `json:"verified"` // every disk has ProofHost
+	Contents  []File    `json:"contents,omitempty"` // of the archive among Files
+	Verified  bool      `json:"verified"`           // every disk has ProofHost
 	Warnings  []string  `json:"warnings,omitempty"`
+	Notes     []string  `json:"notes,omitempty"` // what the libvirt domain could not carry over
 	Started   time.Time `json:"started_at"`
 	Completed time.Time `json:"completed_at"`
 }
@@ -168,7 +188,7 @@ func (f *Folder) examine(vm VM, overwrite bool) (whole *Receipt, earlier *record
 	var receipt Receipt
 	found, err := f.readJSON(ReceiptName, &receipt)
 	if err == nil && found {
-		err = checkNames(fileNames(receipt.Files))
+		err = checkFiles(receipt.Files)
 	}
 	if err != nil {
 		return nil, nil, problem.New(problem.Conflict, what, err, "move the damaged receipt away, or choose another folder")
@@ -184,7 +204,7 @@ func (f *Folder) examine(vm VM, overwrite bool) (whole *Receipt, earlier *record
 	var rec record
 	found, err = f.readJSON(journalName, &rec)
 	if err == nil && found {
-		err = checkNames(slices.Concat(rec.Replaces, rec.Partials, fileNames(rec.Files)))
+		err = errors.Join(checkNames(slices.Concat(rec.Replaces, rec.Partials)), checkFiles(rec.Files))
 	}
 	if err != nil {
 		return nil, nil, problem.New(problem.Conflict, what, err, "move the damaged journal away, or choose another folder")
@@ -227,6 +247,9 @@ func (f *Folder) Begin(vm VM, state string, removed []string, overwrite bool) (*
 	}
 	if same && state != "" && earlier.State == state && whole == nil {
 		j.rec.Files, j.rec.Partials, j.rec.Started = earlier.Files, earlier.Partials, earlier.Started
+		if err := j.reopenArchives(); err != nil {
+			return nil, problem.New(problem.Failed, "export into "+f.dir, err, "")
+		}
 		j.dropLost()
 		return j, nil
 	}
@@ -250,17 +273,56 @@ func checkNames(names []string) error {
 	return nil
 }
 
+// fileNames are the names of files in the folder itself.
 func fileNames(files []File) []string {
-	names := make([]string, len(files))
-	for i, f := range files {
-		names[i] = f.Name
+	var names []string
+	for _, f := range files {
+		if f.Archive == "" {
+			names = append(names, f.Name)
+		}
 	}
 	return names
+}
+
+// checkFiles is checkNames for all that a record says of files.
+func checkFiles(files []File) error {
+	var names []string
+	for _, f := range files {
+		names = append(names, f.Name)
+		if f.Archive != "" {
+			names = append(names, f.Archive)
+		}
+		if f.Offset < 0 || f.Size < 0 || f.Offset > math.MaxInt64-f.Size {
+			return fmt.Errorf("its record says %d bytes at %d of %q", f.Size, f.Offset, f.Name)
+		}
+	}
+	return checkNames(names)
+}
+
+// reopenArchives makes archives that were given their name just before the
+// earlier run ended, without a receipt, partial files again.
+func (j *Journal) reopenArchives() error {
+	for _, file := range j.rec.Files {
+		if file.Archive == "" || !slices.Contains(j.rec.Partials, file.Archive) {
+			continue
+		}
+		if there, err := j.folder.exists(file.Archive + PartialSuffix); err != nil || there {
+			continue // a file that cannot be looked at is lost
+		}
+		if err := j.folder.root.Rename(file.Archive, file.Archive+PartialSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("take up %s again: %w", j.folder.Path(file.Archive), plain(err))
+		}
+	}
+	return nil
 }
 
 // dropLost forgets finished files that are gone or have another size by now.
 func (j *Journal) dropLost() {
 	j.rec.Files = slices.DeleteFunc(j.rec.Files, func(file File) bool {
+		if file.Archive != "" {
+			info, err := j.folder.root.Lstat(file.Archive + PartialSuffix)
+			return err != nil || !info.Mode().IsRegular() || info.Size() < file.Offset+file.Size
+		}
 		info, err := j.folder.root.Lstat(file.Name)
 		lost := err != nil || !info.Mode().IsRegular() || info.Size() != file.Size
 		if lost && err == nil {
@@ -319,13 +381,29 @@ func (j *Journal) Claim(names []string) error {
 	return j.folder.remove(ReceiptName)
 }
 
-// Finish records that a file is whole.
-func (j *Journal) Finish(file File) error {
+// Finish records that files are whole.
+func (j *Journal) Finish(files ...File) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.rec.Files = slices.DeleteFunc(j.rec.Files, func(f File) bool { return f.Name == file.Name })
-	j.rec.Files = append(j.rec.Files, file)
+	for _, file := range files {
+		j.forget(file.Name)
+		j.rec.Files = append(j.rec.Files, file)
+	}
 	return j.save()
+}
+
+// Forget takes back what Finish recorded of files.
+func (j *Journal) Forget(names ...string) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, name := range names {
+		j.forget(name)
+	}
+	return j.save()
+}
+
+func (j *Journal) forget(name string) {
+	j.rec.Files = slices.DeleteFunc(j.rec.Files, func(f File) bool { return f.Name == name })
 }
 
 // Complete writes the receipt, which ends the export: what the new files did

@@ -2,11 +2,8 @@ package output
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -75,7 +72,7 @@ func Verify(ctx context.Context, dir string, onProgress func(done, total int64))
 		return VerifyReport{}, problem.New(problem.NotFound, what, fmt.Errorf("there is no %s in it", ReceiptName),
 			"name a folder that a finished export wrote")
 	}
-	if err := checkNames(fileNames(receipt.Files)); err != nil {
+	if err := checkFiles(receipt.Files); err != nil {
 		return VerifyReport{}, problem.New(problem.Failed, what, err, "the receipt cannot be trusted: export again")
 	}
 	if len(receipt.Files) == 0 {
@@ -135,23 +132,14 @@ func (f *Folder) check(ctx context.Context, file File, onRead func(int)) (why st
 	case info.Size() != file.Size:
 		return fmt.Sprintf("it has %d bytes, the receipt says %d", info.Size(), file.Size), nil
 	}
-	sum := sha256.New()
-	buf := make([]byte, 1<<20)
-	for {
-		if ctx.Err() != nil {
-			return "", context.Cause(ctx)
-		}
-		n, err := in.Read(buf)
-		sum.Write(buf[:n])
-		onRead(n)
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return "it cannot be read: " + plain(err).Error(), nil
-		}
+	_, got, err := sum(ctx, in, onRead)
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
 	}
-	if got := hex.EncodeToString(sum.Sum(nil)); got != file.SHA256 {
+	if err != nil {
+		return "it cannot be read: " + plain(err).Error(), nil
+	}
+	if got != file.SHA256 {
 		return fmt.Sprintf("its SHA-256 is %s, the receipt says %s", got, file.SHA256), nil
 	}
 	return "", nil

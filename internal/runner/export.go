@@ -10,13 +10,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/export"
+	"github.com/hyper2kvm/hyper2kvm/internal/libvirt"
 	"github.com/hyper2kvm/hyper2kvm/internal/output"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 	"github.com/hyper2kvm/hyper2kvm/progress"
@@ -94,10 +95,19 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, sink 
 				slog.String("vm", vm.Path), slog.String("snapshot", origin.snapshotName), slog.String("error", cerr.Error()))
 		}
 	}()
+	domain, err := domainOptions(def.Options)
+	if err != nil {
+		return models.Result{}, err
+	}
+	origin.domain = domain
 	plan := export.Plan{
 		VM: identity, Hardware: hardware(origin.vm, origin.removed), State: origin.state(), Snapshot: origin.snapshot != "",
 		Folder: folder, Version: models.Version, Parallel: defaultParallel,
 		Overwrite: overwrite, IncludeMedia: is(def.Options.IncludeMedia), Started: started,
+		Compress: is(def.Options.Compress), KeepStream: is(def.Options.KeepVMDK), VerifyGrains: is(def.Options.VerifyGrains),
+	}
+	if f := def.Options.Format; f != nil {
+		plan.Format = export.Format(*f)
 	}
 	if p := def.Options.ParallelDownloads; p != nil {
 		plan.Parallel = *p
@@ -112,7 +122,10 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, sink 
 	result = models.Result{
 		VMName: vm.Name, OutputDir: folder.Dir(), OVFPath: folder.Path(done.OVF),
 		TotalSize: done.Receipt.Size(), Duration: time.Since(started).Round(time.Millisecond).String(),
-		Verified: done.Receipt.Verified, Warnings: done.Receipt.Warnings,
+		Verified: done.Receipt.Verified, Warnings: done.Receipt.Warnings, Notes: done.Receipt.Notes,
+	}
+	if done.Domain != "" {
+		result.DomainPath = folder.Path(done.Domain)
 	}
 	for _, f := range done.Receipt.Files {
 		result.Files = append(result.Files, folder.Path(f.Name))
@@ -133,8 +146,11 @@ func checkDefinition(def models.Definition) error {
 	case def.OutputPath == "":
 		return fail("no output folder is named", "give the folder to export into")
 	}
-	if f := def.Options.Format; f != nil && *f != models.OVF {
-		return fail(fmt.Sprintf("format %q is not available in this version", *f), "use ovf")
+	if f := def.Options.Format; f != nil && !slices.Contains([]models.Format{models.OVF, models.OVA, models.QCOW2, models.Raw}, *f) {
+		return fail(fmt.Sprintf("format %q is unknown", *f), "use ovf, ova, qcow2 or raw")
+	}
+	if _, err := domainOptions(def.Options); err != nil {
+		return err
 	}
 	if p := def.Options.ParallelDownloads; p != nil && (*p < 1 || *p > 16) {
 		return fail(fmt.Sprintf("%d parallel downloads", *p), "use 1 to 16")
@@ -191,6 +207,7 @@ type origin struct {
 	removed      []string
 	snapshot     string // moref
 	snapshotName string
+	domain       libvirt.Options
 }
 
 // prepare makes the VM ready as the options ask: guest shut down, CD-ROM
@@ -303,5 +320,3 @@ func (s *origin) Descriptor(ctx context.Context, name string, files []export.Des
 	d, err := s.client.CreateDescriptor(ctx, s.vm.MoRef, p)
 	return d.XML, d.Warnings, err
 }
-
-var _ io.Closer = (*Runner)(nil)

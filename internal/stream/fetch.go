@@ -14,10 +14,10 @@ const (
 	// maxRetryAfter bounds what a server may ask for: a lease lives only as
 	// long as somebody holds it.
 	maxRetryAfter = 10 * time.Minute
-	// overlap is how much of what is held is read again to prove that a
+	// Overlap is how much of what is held is read again to prove that a
 	// continued stream is the same one. A grain is at most 64 KiB, so this
 	// covers several grains with their positions.
-	overlap = 1 << 20
+	Overlap = 1 << 20
 	// bufferSize is the unit in which a stream is taken. It is small enough to
 	// be checked, hashed and written while it is in the processor's cache;
 	// 1 MiB cost a tenth more.
@@ -177,7 +177,7 @@ func (f *fetcher) attempt(ctx context.Context, src Source) error {
 	defer watch.stop()
 
 	held := f.target.Offset()
-	from := max(0, held-overlap)
+	from := max(0, held-Overlap)
 	watch.start()
 	body, err := src.Open(ctx, from)
 	watch.stop()

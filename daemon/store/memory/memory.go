@@ -5,6 +5,7 @@ package memory
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -191,6 +192,10 @@ func clone(r store.Record) store.Record {
 	o.IncludeMedia = copied(o.IncludeMedia)
 	o.Overwrite = copied(o.Overwrite)
 	o.SkipSpaceCheck = copied(o.SkipSpaceCheck)
+	o.KeepVMDK = copied(o.KeepVMDK)
+	o.VerifyGrains = copied(o.VerifyGrains)
+	o.Hardware = copied(o.Hardware)
+	o.Networks = maps.Clone(o.Networks)
 	if v := copied(j.Definition.VCenter); v != nil {
 		v.Password = "" // no store keeps one, whoever hands it in
 		v.Insecure = copied(v.Insecure)
@@ -201,7 +206,7 @@ func clone(r store.Record) store.Record {
 		j.Progress = p
 	}
 	if p := copied(j.Result); p != nil {
-		p.Files, p.Warnings = slices.Clone(p.Files), slices.Clone(p.Warnings)
+		p.Files, p.Warnings, p.Notes = slices.Clone(p.Files), slices.Clone(p.Warnings), slices.Clone(p.Notes)
 		j.Result = p
 	}
 	j.StartedAt, j.CompletedAt = copied(j.StartedAt), copied(j.CompletedAt)

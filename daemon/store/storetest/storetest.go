@@ -192,7 +192,11 @@ func copies(t *testing.T, s store.Store) {
 	in := Record("a")
 	options := reflect.ValueOf(&in.Job.Definition.Options).Elem()
 	for i := range options.NumField() {
-		if f := options.Field(i); f.IsNil() {
+		switch f := options.Field(i); {
+		case !f.IsNil():
+		case f.Kind() == reflect.Map:
+			f.Set(reflect.ValueOf(map[string]string{"VM Network": "br0"}))
+		default:
 			f.Set(reflect.New(f.Type().Elem()))
 		}
 	}

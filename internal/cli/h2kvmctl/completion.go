@@ -10,6 +10,7 @@ import (
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/joboptions"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
 )
 
@@ -38,7 +39,9 @@ func (a *app) complete(ctx context.Context, cmd *cli.Command) {
 	case "status":
 		values = statusNames()
 	case "format":
-		values = []string{string(models.OVF)}
+		values = joboptions.Formats
+	case "hardware":
+		values = joboptions.Hardware
 	default:
 		cli.DefaultCompleteWithFlags(ctx, cmd)
 		return

@@ -12,6 +12,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/daemon/client"
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/joboptions"
 )
 
 func (a *app) submitCommand() *cli.Command {
@@ -22,21 +23,13 @@ func (a *app) submitCommand() *cli.Command {
 		Description: "Submits one job from flags, or the job or batch that a file holds. Options that are not\n" +
 			"given take the daemon's defaults. Prints one line with \"Job ID: \" for each job accepted.\n" +
 			"Exit codes: 1 some jobs of a batch were rejected; with -wait also 4 a job failed, 5 one was cancelled.",
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "vm", OnlyOnce: true, Usage: "inventory `PATH`, unique name, moref:vm-123 or instance UUID of the VM"},
 			&cli.StringFlag{Name: "output", OnlyOnce: true, Usage: "absolute path of the output folder `DIR` on the daemon's machine"},
 			&cli.StringFlag{Name: "file", OnlyOnce: true, Usage: "YAML or JSON `FILE` with a job or a batch; - is standard input"},
 			&cli.StringFlag{Name: "name", OnlyOnce: true, Usage: "`NAME` of the job (default: the VM's)"},
-			&cli.StringFlag{Name: "format", OnlyOnce: true, Usage: "`FORMAT` of the export: ovf"},
-			&cli.BoolFlag{Name: "compress", Usage: "compress what is written"},
-			&cli.IntFlag{Name: "parallel", OnlyOnce: true, HideDefault: true, Usage: fmt.Sprintf("`N` disks at a time, %d to %d", models.MinParallel, models.MaxParallel)},
-			&cli.BoolFlag{Name: "remove-cdrom", Usage: "take CD-ROM drives out of the VM first"},
-			&cli.BoolFlag{Name: "snapshot", Usage: "export a running VM from a temporary snapshot"},
-			&cli.BoolFlag{Name: "shutdown", Usage: "shut a running VM down first"},
-			&cli.BoolFlag{Name: "include-media", Usage: "export ISO and floppy images, too"},
-			&cli.BoolFlag{Name: "overwrite", Usage: "replace an export in the folder"},
 			&cli.BoolFlag{Name: "wait", Usage: "show the progress until the jobs have ended"},
-		},
+		}, joboptions.Flags()...),
 		Action:        a.submit,
 		ShellComplete: a.complete,
 	}
@@ -127,28 +120,14 @@ func (a *app) submission(ctx context.Context, cmd *cli.Command) (func(*client.Cl
 		return nil, exit.UsageError(errors.New("no output folder was given"), "give it as -output DIR")
 	}
 	def := models.Definition{Name: cmd.String("name"), VMPath: cmd.String("vm"), OutputPath: cmd.String("output")}
-	o := &def.Options
-	for flag, to := range map[string]**bool{
-		"compress": &o.Compress, "remove-cdrom": &o.RemoveCDROM, "snapshot": &o.Snapshot, "shutdown": &o.Shutdown,
-		"include-media": &o.IncludeMedia, "overwrite": &o.Overwrite,
-	} {
-		if cmd.IsSet(flag) {
-			*to = new(cmd.Bool(flag))
-		}
+	var err error
+	if def.Options, err = joboptions.Read(cmd); err != nil {
+		return nil, err
 	}
-	if cmd.IsSet("parallel") {
-		o.ParallelDownloads = new(cmd.Int("parallel"))
-	}
-	if cmd.IsSet("format") {
-		o.Format = new(models.Format(strings.ToLower(cmd.String("format"))))
-	}
-	flags := map[string]string{"vm_path": "-vm", "output_path": "-output", "name": "-name", "parallel_downloads": "-parallel", "format": "-format"}
-	if bad := def.Check(); bad != nil {
-		advice := "see " + name + " submit -help"
-		if bad[0].Field == "output_path" {
-			advice = "give an absolute path: the folder is on the daemon's machine"
-		}
-		return nil, exit.UsageError(fmt.Errorf("%s %s", flags[bad[0].Field], bad[0].Problem), advice)
+	if err := joboptions.Check(cmd, def, map[string]string{
+		"output_path": "give an absolute path: the folder is on the daemon's machine",
+	}); err != nil {
+		return nil, err
 	}
 	return func(c *client.Client) (models.SubmitResponse, error) { return c.SubmitDefinition(ctx, def) }, nil
 }

@@ -9,8 +9,8 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/joboptions"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
 )
 
@@ -36,7 +36,9 @@ func (a *app) complete(ctx context.Context, cmd *cli.Command) {
 	case "vm":
 		values = a.vmPaths(ctx)
 	case "format":
-		values = []string{string(models.OVF)}
+		values = joboptions.Formats
+	case "hardware":
+		values = joboptions.Hardware
 	default:
 		cli.DefaultCompleteWithFlags(ctx, cmd)
 		return

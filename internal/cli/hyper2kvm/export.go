@@ -2,7 +2,6 @@ package hyper2kvm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
+	"github.com/hyper2kvm/hyper2kvm/internal/cli/joboptions"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
 	"github.com/hyper2kvm/hyper2kvm/internal/runner"
 	"github.com/hyper2kvm/hyper2kvm/vsphere"
@@ -25,21 +25,14 @@ func (a *app) exportCommand() *cli.Command {
 		Usage:     "export one VM into a folder",
 		UsageText: name + " export -vm PATH -output DIR [options]",
 		Description: "Disks are fetched in parallel, checked against the host's manifest, and written with a\n" +
-			"descriptor and a receipt. After Ctrl-C or a crash the same command continues where it stopped.",
-		Flags: []cli.Flag{
+			"descriptor and a receipt. With -format qcow2 or raw they become images while they come, beside\n" +
+			"a domain that virsh define takes. After Ctrl-C or a crash the same command continues: finished\n" +
+			"disks are kept, and begun ones of an ovf or ova go on where the host allows it.",
+		Flags: append([]cli.Flag{
 			vmFlag(),
 			&cli.StringFlag{Name: "output", OnlyOnce: true, Usage: "output folder `DIR`; made if need be"},
 			&cli.StringFlag{Name: "name", OnlyOnce: true, Usage: "`NAME` of the export in messages (default: the VM's)"},
-			&cli.StringFlag{Name: "format", OnlyOnce: true, Value: string(models.OVF), Usage: "`FORMAT` of the export: ovf"},
-			&cli.BoolFlag{Name: "compress", Usage: "compress what is written (the disks of an ovf are compressed anyway)"},
-			&cli.IntFlag{Name: "parallel", OnlyOnce: true, Value: 4, Usage: fmt.Sprintf("`N` disks at a time, %d to %d", models.MinParallel, models.MaxParallel)},
-			&cli.BoolFlag{Name: "remove-cdrom", Usage: "take CD-ROM drives out of the VM first"},
-			&cli.BoolFlag{Name: "snapshot", Usage: "export a running VM from a temporary snapshot"},
-			&cli.BoolFlag{Name: "shutdown", Usage: "shut a running VM down first; it stays off"},
-			&cli.BoolFlag{Name: "include-media", Usage: "export ISO and floppy images, too"},
-			&cli.BoolFlag{Name: "overwrite", Usage: "replace an export in the folder"},
-			&cli.BoolFlag{Name: "skip-space-check", Usage: "begin although the disk may be too small"},
-		},
+		}, joboptions.Flags()...),
 		Action:        a.export,
 		ShellComplete: a.complete,
 	}
@@ -86,30 +79,10 @@ func definition(cmd *cli.Command) (models.Definition, error) {
 	if def.OutputPath, err = filepath.Abs(dir); err != nil {
 		return def, exit.UsageError(fmt.Errorf("output folder %q: %w", dir, err), "give an absolute path")
 	}
-	format := models.Format(strings.ToLower(cmd.String("format")))
-	if format != models.OVF {
-		return def, exit.UsageError(fmt.Errorf("format %.40q is not available", cmd.String("format")), "use ovf")
+	if def.Options, err = joboptions.Read(cmd); err != nil {
+		return def, err
 	}
-	parallel := cmd.Int("parallel")
-	if parallel < models.MinParallel || parallel > models.MaxParallel {
-		return def, exit.UsageError(fmt.Errorf("-parallel is %d", parallel), fmt.Sprintf("use %d to %d", models.MinParallel, models.MaxParallel))
-	}
-	def.Options = models.Options{ParallelDownloads: &parallel, Format: &format}
-	for flag, field := range map[string]**bool{
-		"compress": &def.Options.Compress, "remove-cdrom": &def.Options.RemoveCDROM, "snapshot": &def.Options.Snapshot,
-		"shutdown": &def.Options.Shutdown, "include-media": &def.Options.IncludeMedia, "overwrite": &def.Options.Overwrite,
-		"skip-space-check": &def.Options.SkipSpaceCheck,
-	} {
-		v := cmd.Bool(flag)
-		*field = &v
-	}
-	if *def.Options.Snapshot && *def.Options.Shutdown {
-		return def, exit.UsageError(errors.New("-snapshot and -shutdown exclude each other"), "give one of them")
-	}
-	if wrong := def.Check(); wrong != nil {
-		return def, exit.UsageError(wrong[0], "see "+cmd.FullName()+" -help")
-	}
-	return def, nil
+	return def, joboptions.Check(cmd, def, nil)
 }
 
 // exportOne exports one VM and shows its progress in bars, which are gone
@@ -117,7 +90,7 @@ func definition(cmd *cli.Command) (models.Definition, error) {
 func (a *app) exportOne(ctx context.Context, client *vsphere.Client, def models.Definition, bars *term.Bars) (models.Result, error) {
 	// Said at once: giving a lease back can take some seconds.
 	stop := context.AfterFunc(ctx, func() {
-		bars.Say(slog.LevelWarn, "stopping: the lease is given back, partial files are kept in "+def.OutputPath)
+		bars.Say(slog.LevelWarn, "stopping: the lease is given back, what can be continued is kept in "+def.OutputPath)
 	})
 	defer stop()
 	title := def.Name
@@ -140,6 +113,9 @@ func (a *app) result(r models.Result) {
 	}
 	a.io.Success("Exported %s: %d file(s), %s%s", r.VMName, len(r.Files), term.Size(r.TotalSize), took)
 	a.io.Info("OVF: %s", r.OVFPath)
+	if r.DomainPath != "" {
+		a.io.Info("libvirt domain: %s", r.DomainPath)
+	}
 	for _, f := range r.Files {
 		size := ""
 		if info, err := os.Stat(f); err == nil {
@@ -154,6 +130,12 @@ func (a *app) result(r models.Result) {
 	}
 	for _, w := range r.Warnings {
 		a.io.Warn("%s", w)
+	}
+	for _, n := range r.Notes {
+		a.io.Info("Note: %s", n)
+	}
+	if r.DomainPath != "" {
+		a.io.Info("Define it on the KVM host: virsh define %s", quote(r.DomainPath))
 	}
 	a.io.Info("Check it again at any time: %s verify %s", name, quote(r.OutputDir))
 }
