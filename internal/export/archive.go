@@ -336,9 +336,11 @@ func (r *run) finishArchive(ctx context.Context, inner string, xml []byte, tasks
 	contents = slices.Concat([]output.File{descriptor, manifest}, contents[1:])
 	r.tracker.Enter(progress.Verifying)
 	file := output.File{Name: a.name, Role: output.RoleArchive, Proof: output.ProofLocal}
-	if file.Size, file.SHA256, err = a.partial.Sum(ctx, nil); err != nil {
+	var sums output.Sums
+	if file.Size, sums, err = a.partial.Sum(ctx, nil); err != nil {
 		return nil, nil, err
 	}
+	file.SHA256, file.DataSHA256 = sums.SHA256, sums.Data
 	if err := a.partial.Commit(); err != nil {
 		return nil, nil, err
 	}

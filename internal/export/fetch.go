@@ -474,7 +474,9 @@ func (r *run) commit(ctx context.Context, t *task, d *download) error {
 	if err == nil && d.image != nil {
 		image := file
 		image.Name, image.SHA1, image.Stream = t.name, "", &p.stream
-		if image.Size, image.SHA256, err = d.image.partial.Sum(ctx, nil); err == nil {
+		var sums output.Sums
+		if image.Size, sums, err = d.image.partial.Sum(ctx, nil); err == nil {
+			image.SHA256, image.DataSHA256 = sums.SHA256, sums.Data
 			err = d.image.partial.Commit()
 		}
 		files[0].Role = output.RoleStream

@@ -68,10 +68,9 @@ func (p *Partial) Wrote(err error) error {
 	return fmt.Errorf("write %s: %w", p.folder.Path(p.name+PartialSuffix), plain(err))
 }
 
-// Sum gives the size and the SHA-256, in lower-case hexadecimal, of what the
-// file holds, read back while it is being synced. onRead, which may be nil,
-// hears of every n bytes read.
-func (p *Partial) Sum(ctx context.Context, onRead func(n int)) (size int64, sha256 string, err error) {
+// Sum gives the size of the file and its hash, read back while it is being
+// synced. onRead, which may be nil, hears of every n bytes passed.
+func (p *Partial) Sum(ctx context.Context, onRead func(n int)) (size int64, sums Sums, err error) {
 	var synced error
 	done := make(chan struct{})
 	go func() {
@@ -81,15 +80,15 @@ func (p *Partial) Sum(ctx context.Context, onRead func(n int)) (size int64, sha2
 	if onRead == nil {
 		onRead = func(int) {}
 	}
-	size, sha256, err = sum(ctx, p.file, onRead)
+	size, sums, err = sum(ctx, p.file, onRead)
 	<-done
 	if synced != nil {
-		return 0, "", p.Wrote(synced)
+		return 0, Sums{}, p.Wrote(synced)
 	}
 	if err != nil {
-		return 0, "", fmt.Errorf("read back %s: %w", p.folder.Path(p.name+PartialSuffix), plain(err))
+		return 0, Sums{}, fmt.Errorf("read back %s: %w", p.folder.Path(p.name+PartialSuffix), plain(err))
 	}
-	return size, sha256, nil
+	return size, sums, nil
 }
 
 // Sync makes what was written durable.

@@ -102,7 +102,8 @@ type File struct {
 	Name          string `json:"name"`
 	Role          Role   `json:"role"`
 	Size          int64  `json:"size"`
-	SHA256        string `json:"sha256"`
+	SHA256        string `json:"sha256,omitempty"`
+	DataSHA256    string `json:"sha256_data,omitempty"` // in its place: see Sums.Data
 	SHA1          string `json:"sha1,omitempty"`
 	Proof         Proof  `json:"proof"`
 	LeaseKey      string `json:"lease_key,omitempty"`

@@ -22,7 +22,7 @@ type FileReport struct {
 	Name    string `json:"name"`
 	Role    Role   `json:"role"`
 	Size    int64  `json:"size"`
-	SHA256  string `json:"sha256"`
+	SHA256  string `json:"sha256"` // of the data only where the receipt has sha256_data
 	Proof   Proof  `json:"proof"`
 	OK      bool   `json:"ok"`
 	Problem string `json:"problem,omitempty"`
@@ -91,7 +91,7 @@ func Verify(ctx context.Context, dir string, onProgress func(done, total int64))
 	group.SetLimit(runtime.NumCPU())
 	for i, file := range receipt.Files {
 		group.Go(func() error {
-			report.Files[i] = FileReport{Name: file.Name, Role: file.Role, Size: file.Size, SHA256: file.SHA256, Proof: file.Proof}
+			report.Files[i] = FileReport{Name: file.Name, Role: file.Role, Size: file.Size, SHA256: file.SHA256 + file.DataSHA256, Proof: file.Proof}
 			why, err := f.check(ctx, file, func(n int) {
 				if now := done.Add(int64(n)); onProgress != nil {
 					onProgress(now, total)
@@ -132,15 +132,15 @@ func (f *Folder) check(ctx context.Context, file File, onRead func(int)) (why st
 	case info.Size() != file.Size:
 		return fmt.Sprintf("it has %d bytes, the receipt says %d", info.Size(), file.Size), nil
 	}
-	_, got, err := sum(ctx, in, onRead)
+	_, got, err := sumAs(ctx, in, info.Size(), file.DataSHA256 != "", onRead)
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}
 	if err != nil {
 		return "it cannot be read: " + plain(err).Error(), nil
 	}
-	if got != file.SHA256 {
-		return fmt.Sprintf("its SHA-256 is %s, the receipt says %s", got, file.SHA256), nil
+	if want := (Sums{file.SHA256, file.DataSHA256}); got != want {
+		return fmt.Sprintf("its SHA-256 is %s, the receipt says %s", got.SHA256+got.Data, want.SHA256+want.Data), nil
 	}
 	return "", nil
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/internal/image/qemutest"
 	"github.com/hyper2kvm/hyper2kvm/internal/lab"
 	"github.com/hyper2kvm/hyper2kvm/internal/output"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
@@ -63,27 +65,126 @@ func export(t *testing.T, c *vsphere.Client, vm, dir string, o models.Options) (
 	return runner.Export(t.Context(), c, models.Definition{VMPath: vm, OutputPath: dir, Options: o}, sink)
 }
 
+// needs says how a VM of the lab has to be exported, or why it cannot be.
+func needs(spec lab.VMSpec) (o models.Options, refused string) {
+	yes := true
+	switch {
+	case spec.Template:
+		refused = "template"
+	case spec.Encrypted:
+		refused = "encrypted"
+	case strings.Contains(spec.Path, "rdm"):
+		refused = "raw device"
+	case spec.ISOMissing:
+		o.RemoveCDROM = &yes
+	case spec.PoweredOn:
+		o.Snapshot = &yes
+	}
+	return o, refused
+}
+
+// TestExportImages makes images of every VM of the lab, and archives. What
+// qemu-img reads in an image is what it reads in the stream kept beside it, and
+// libvirt's schema takes the domain.
+func TestExportImages(t *testing.T) {
+	l := startLab(t, lab.Options{})
+	c := connect(t, l)
+	yes, raw, qcow2, ova := true, models.Raw, models.QCOW2, models.OVA
+	for _, spec := range lab.SpecialVMs() {
+		o, refused := needs(spec)
+		if refused != "" {
+			continue
+		}
+		for name, set := range map[string]func(*models.Options){
+			"raw":            func(o *models.Options) { o.Format, o.KeepVMDK = &raw, &yes },
+			"qcow2":          func(o *models.Options) { o.Format, o.KeepVMDK = &qcow2, &yes },
+			"qcow2 compress": func(o *models.Options) { o.Format, o.Compress, o.KeepVMDK = &qcow2, &yes, &yes },
+			"ova":            func(o *models.Options) { o.Format = &ova },
+		} {
+			t.Run(spec.Path+" "+name, func(t *testing.T) {
+				o := o
+				set(&o)
+				dir := filepath.Join(t.TempDir(), "out")
+				r, err := export(t, c, spec.Path, dir, o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !r.Verified || len(r.Warnings) > 0 {
+					t.Errorf("result: %+v", r)
+				}
+				report, err := output.Verify(t.Context(), dir, nil)
+				if err != nil || !report.OK {
+					t.Errorf("verify: %+v, %v", report, err)
+				}
+				if *o.Format == models.OVA {
+					return
+				}
+				if out, err := exec.Command("virt-xml-validate", r.DomainPath, "domain").CombinedOutput(); err != nil {
+					t.Errorf("virt-xml-validate: %v\n%s", err, out)
+				}
+				images, err := filepath.Glob(filepath.Join(dir, "*-disk-*."+string(*o.Format)))
+				if err != nil || len(images) != len(spec.Disks) {
+					t.Fatalf("images: %q, %v", images, err)
+				}
+				for i, image := range images {
+					if *o.Format == models.QCOW2 {
+						qemutest.Check(t, "qcow2", image)
+					}
+					if spec.Disks[i].Capacity < 1<<34 { // qemu-img reads every grain
+						qemutest.Compare(t, string(*o.Format), image, "vmdk", strings.TrimSuffix(image, string(*o.Format))+"vmdk")
+					}
+				}
+			})
+		}
+	}
+	if n := l.OpenLeases(); n != 0 {
+		t.Errorf("%d leases are open", n)
+	}
+}
+
+// TestDomainOptions: what the administrator chose reaches the domain.
+func TestDomainOptions(t *testing.T) {
+	l := startLab(t, lab.Options{})
+	c := connect(t, l)
+	qcow2, virtio := models.QCOW2, models.VirtioHardware
+	o := models.Options{Format: &qcow2, Hardware: &virtio, Networks: map[string]string{"VM Network": "br7"}}
+	r, err := export(t, c, "/DC0/vm/Production/uefi01", filepath.Join(t.TempDir(), "out"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	xml, err := os.ReadFile(r.DomainPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`bridge="br7"`, `model="virtio-scsi"`, `firmware="efi"`, r.OutputDir + "/uefi01-disk-0.qcow2"} {
+		if !strings.Contains(string(xml), want) {
+			t.Errorf("the domain has no %s:\n%s", want, xml)
+		}
+	}
+	if notes := strings.Join(r.Notes, "\n"); !strings.Contains(notes, "uefi01-file-0.nvram") || !strings.Contains(notes, "CD/DVD drive") {
+		t.Errorf("notes: %s", notes)
+	}
+	hardware := models.Hardware("fast")
+	for want, o := range map[string]models.Options{
+		"hardware": {Format: &qcow2, Hardware: &hardware}, "bridge": {Format: &qcow2, Networks: map[string]string{"VM Network": "no such/bridge"}},
+	} {
+		dir := filepath.Join(t.TempDir(), "out")
+		if _, err := export(t, c, "/DC0/vm/Production/uefi01", dir, o); problem.KindOf(err) != problem.Invalid || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+		if _, err := os.Stat(dir); err == nil {
+			t.Error("the folder is left behind")
+		}
+	}
+}
+
 // TestExportSpecialVMs exports every VM of the lab, each in the way it needs.
 func TestExportSpecialVMs(t *testing.T) {
 	l := startLab(t, lab.Options{})
 	c := connect(t, l)
-	yes := true
 	for _, spec := range lab.SpecialVMs() {
 		t.Run(spec.Path, func(t *testing.T) {
-			var o models.Options
-			want := ""
-			switch {
-			case spec.Template:
-				want = "template"
-			case spec.Encrypted:
-				want = "encrypted"
-			case strings.Contains(spec.Path, "rdm"):
-				want = "raw device"
-			case spec.ISOMissing:
-				o.RemoveCDROM = &yes
-			case spec.PoweredOn:
-				o.Snapshot = &yes
-			}
+			o, want := needs(spec)
 			dir := filepath.Join(t.TempDir(), "out")
 			r, err := export(t, c, spec.Path, dir, o)
 			if want != "" {
