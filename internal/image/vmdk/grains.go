@@ -48,6 +48,9 @@ func (d *Decoder) Header() (Header, error) {
 // Capacity is the size of the guest's disk in bytes; the header says it.
 func (d *Decoder) Capacity() (int64, error) {
 	h, err := d.Header()
+	if errors.Is(err, io.EOF) {
+		err = nil // a whole stream without grains
+	}
 	return h.CapacityBytes(), err
 }
 
