@@ -36,6 +36,9 @@ type Info struct {
 // says how many bytes they have; it must not follow names out of the folder.
 // Closing what it opened is its own concern, after the last call of Next.
 //
+// A sparse file that was not closed properly is refused, as its tables may
+// lack what the guest wrote last; repairing it is up to VMware's tools.
+//
 // Headers and sizes of all files are checked here; directories and tables of
 // sparse files when Next comes to them. Errors about the files are a
 // *DiskError, an *UnsupportedError with advice, or for a stream those of
@@ -46,7 +49,9 @@ type Info struct {
 // the offset of an *os.File is moved to find its holes. Next may read far to
 // find something other than zeros; what ends it early is that a file is
 // closed. Memory is 1 MiB and what the file in turn needs: see Scanner, or for
-// a sparse file 24 MiB for a full disk of 64 TiB and 4 MiB for 2 TiB of grains.
+// a sparse file 24 MiB at most for its directories and 4 MiB for 2 TiB of
+// grains of 64 KiB. A hostile one, with its tables scattered and tiny grains,
+// can make that 170 MiB.
 func OpenDisk(r io.ReaderAt, size int64, beside func(name string) (io.ReaderAt, int64, error)) (image.Decoder, Info, error) {
 	d, info, err := openDisk(file{r: r, size: size}, beside)
 	if err != nil {

@@ -4,6 +4,8 @@
 // VMware's "Virtual Disk Format 5.0"; the one qemu-img writes, with the tables
 // in front, is read as well.
 //
-// The package knows streams of bytes only. It knows no files, no network and
-// no vSphere.
+// It also reads disks as they are kept in local files: see OpenDisk.
+//
+// The package knows bytes only, in streams and behind io.ReaderAt. It opens no
+// files and knows no network and no vSphere.
 package vmdk

@@ -31,7 +31,8 @@ const tableBytes = tableSectors * SectorSize
 // Not looked at: entries behind the disk's last grain, and what no entry names.
 //
 // Memory is 4 bytes for each table, twice with a second directory, 16 for each
-// run of tables, 1 bit for each grain in the file, and the window.
+// run of tables (one, as known writers lay them out), 1 bit for each grain in
+// the file, and the window.
 type sparse struct {
 	f      file
 	header Header
@@ -132,6 +133,10 @@ func (d *sparse) load(w *window) error {
 			}
 			if err := d.loadTable(t); err != nil {
 				return err
+			}
+			if allZero(d.table[:]) { // of a thin disk, most tables are
+				d.grain = (t + 1) * EntriesPerTable
+				continue
 			}
 		}
 		sector, err := d.take(d.grain)
