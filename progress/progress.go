@@ -12,12 +12,14 @@ import (
 // Phase is the stage an export is in.
 type Phase string
 
-// The phases, in the order an export passes them.
+// The phases, in the order an export passes them. A conversion of local files
+// is Converting where an export is Exporting.
 const (
 	Connecting  Phase = "connecting"
 	Discovering Phase = "discovering"
 	Preparing   Phase = "preparing"
 	Exporting   Phase = "exporting"
+	Converting  Phase = "converting"
 	Verifying   Phase = "verifying"
 	Finalizing  Phase = "finalizing"
 )

@@ -59,7 +59,7 @@ func (a *app) errIO() term.IO {
 func (a *app) root() *cli.Command {
 	root := &cli.Command{
 		Name:    name,
-		Usage:   "export virtual machines from VMware vSphere",
+		Usage:   "export virtual machines from VMware vSphere, make KVM images of them",
 		Version: models.Version,
 		Description: "Without a command, on a terminal, it asks for everything it needs.\n" +
 			"The vCenter comes from the environment, as govc reads it: GOVC_URL, GOVC_USERNAME,\n" +
@@ -72,7 +72,7 @@ func (a *app) root() *cli.Command {
 			&cli.BoolFlag{Name: "no-color", Usage: "no colours and bars, also on a terminal (env NO_COLOR)"},
 			&cli.BoolFlag{Name: "debug", Usage: "log more, to standard error"},
 		},
-		Commands: []*cli.Command{a.listCommand(), a.inspectCommand(), a.exportCommand(), a.verifyCommand()},
+		Commands: []*cli.Command{a.listCommand(), a.inspectCommand(), a.exportCommand(), a.convertCommand(), a.verifyCommand()},
 		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
 			a.io.NoColor = a.io.NoColor || cmd.Bool("no-color")
 			a.json, a.debug = cmd.Bool("json"), cmd.Bool("debug")

@@ -229,7 +229,7 @@ func (b *Bars) exportRows(title string, s progress.Snapshot, width int) []string
 		return []string{Shorten(Clean(text), width)}
 	}
 	whole := []string{fmt.Sprintf("%5.1f%%", s.Percent), Size(s.Received)}
-	if s.Phase == progress.Exporting {
+	if s.Phase == progress.Exporting || s.Phase == progress.Converting {
 		whole = append(whole, Rate(s.BytesPerSecond), left(s.Remaining))
 	} else {
 		whole = append(whole, string(s.Phase))
