@@ -16,7 +16,7 @@ build: ## build the three binaries into build/
 	@mkdir -p build
 	$(GO) build $(GOFLAGS) -o build/ $(addprefix ./cmd/,$(BINARIES))
 
-test: ## run all tests (needs qemu-img)
+test: ## run all tests (needs qemu-img and qemu-system-x86_64)
 	$(GO) test ./...
 
 race: ## run all tests under the race detector

@@ -96,6 +96,7 @@ func TestRooms(t *testing.T) {
 		"vsphere":               {[]string{"internal/problem"}, "it answers plain Go values"},
 		"daemon/client":         {[]string{"daemon/models", "internal/problem"}, "h2kvmctl must stay small"},
 		"daemon/jobs":           {[]string{"daemon/models", "daemon/store", "internal/logging", "internal/problem", "progress"}, "the queue knows neither vSphere nor SQL"},
+		"internal/boottest":     {nil, "it reads domain XML as QEMU's side does, not as the code that wrote it meant it"},
 		"internal/cli/h2kvmctl": {[]string{"daemon/client", "daemon/models", "internal/cli", "internal/problem", "progress"}, "it talks to the daemon only"},
 	}
 	for path, p := range load(t) {
@@ -125,6 +126,22 @@ func TestLeavesUseTheStandardLibrary(t *testing.T) {
 		for _, imp := range p.Imports {
 			if !ours(imp) && !pkgs[imp].Standard {
 				t.Errorf("%s imports %s: it uses the standard library only", room(path), imp)
+			}
+		}
+	}
+}
+
+// TestTestRooms: rooms that only tests may import.
+func TestTestRooms(t *testing.T) {
+	for path, p := range load(t) { // it lists what is imported outside of test files
+		for _, imp := range p.Imports {
+			for room, why := range map[string]string{
+				"internal/boottest":       "it starts virtual machines",
+				"internal/image/qemutest": "it runs qemu-img and fails a test",
+			} {
+				if imp == module+"/"+room {
+					t.Errorf("%s imports %s: only test files may, because %s", path, room, why)
+				}
 			}
 		}
 	}

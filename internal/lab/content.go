@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"io"
 	"math/bits"
+	"slices"
 	"sort"
 	"strconv"
 
@@ -30,23 +31,40 @@ type content struct {
 	size    int64
 	pattern Pattern
 	seed    uint64
-	extents []vmdk.Range
+	// covered is where the pattern is; head lies over it from the disk's start.
+	covered []vmdk.Range
+	head    []byte
+	extents []vmdk.Range // of both
 }
 
 func newContent(d DiskSpec) *content {
-	c := &content{size: d.Capacity, pattern: d.Pattern, seed: d.Seed}
+	c := &content{size: d.Capacity, pattern: d.Pattern, seed: d.Seed, head: slices.Clone(d.Head)}
 	switch d.Pattern {
 	case PatternEmpty:
 	case PatternSparse:
-		c.extents = pieces(d)
+		c.covered = pieces(d)
 	default:
 		length := d.Allocated
 		if length == 0 {
 			length = d.Capacity
 		}
-		c.extents = []vmdk.Range{{Off: 0, Len: length}}
+		c.covered = []vmdk.Range{{Off: 0, Len: length}}
 	}
+	c.extents = withHead(c.covered, int64(len(c.head)))
 	return c
+}
+
+// withHead adds the first n bytes to extents, which rise and do not overlap.
+func withHead(extents []vmdk.Range, n int64) []vmdk.Range {
+	if n == 0 {
+		return extents
+	}
+	first := vmdk.Range{Off: 0, Len: n}
+	for len(extents) > 0 && extents[0].Off <= n {
+		first.Len = max(first.Len, extents[0].Off+extents[0].Len)
+		extents = extents[1:]
+	}
+	return append([]vmdk.Range{first}, extents...)
 }
 
 // pieces spreads PatternSparse's data: one piece at the start, the last one up
@@ -92,18 +110,21 @@ func (c *content) ReadAt(p []byte, off int64) (int, error) {
 	n := len(p)
 	clear(p)
 	end := off + int64(n)
-	first := sort.Search(len(c.extents), func(i int) bool { return c.extents[i].Off+c.extents[i].Len > off })
-	for i, e := range c.extents[first:] {
+	first := sort.Search(len(c.covered), func(i int) bool { return c.covered[i].Off+c.covered[i].Len > off })
+	for i, e := range c.covered[first:] {
 		if e.Off >= end {
 			break
 		}
 		from, to := max(off, e.Off), min(end, e.Off+e.Len)
 		c.fill(p[from-off:to-off], from, first+i)
 	}
+	if off < int64(len(c.head)) {
+		copy(p, c.head[off:])
+	}
 	return n, eof
 }
 
-// fill writes the bytes from off on, which lie in one extent.
+// fill writes the pattern's bytes from off on, which lie in one covered range.
 func (c *content) fill(p []byte, off int64, extent int) {
 	var scratch [blockSize]byte
 	for len(p) > 0 {

@@ -164,7 +164,9 @@ func wantFault[F types.BaseMethodFault](t testing.TB, err error) F {
 // TestExport is what govc export.ovf does, with govmomi's own client, for every
 // kind of VM that can be exported.
 func TestExport(t *testing.T) {
-	l := start(t, Options{})
+	l := start(t, Options{ExtraVMs: []VMSpec{{Path: "/DC0/vm/test/head", Disks: []DiskSpec{
+		{Capacity: 8 * mib, Pattern: PatternEmpty, Head: bytes.Repeat([]byte("head "), 1<<20)},
+	}}}})
 	c := login(t, l)
 	for _, spec := range append(SpecialVMs(), l.opts.ExtraVMs...) {
 		if spec.PoweredOn || spec.Template || spec.ISOMissing || strings.Contains(spec.Path, "/Blocked/") {
@@ -393,6 +395,13 @@ func TestContent(t *testing.T) {
 		"sparse": {Capacity: 64*mib + sectorSize, Pattern: PatternSparse},
 		"empty":  {Capacity: mib, Pattern: PatternEmpty},
 		"front":  {Capacity: mib, Pattern: PatternRandom, Allocated: 70000},
+		// A head that ends in the pattern, after it, among its pieces, and with
+		// the disk.
+		"head on text":   {Capacity: mib, Head: bytes.Repeat([]byte("head "), 1001)},
+		"head on front":  {Capacity: mib, Pattern: PatternRandom, Allocated: 70000, Head: bytes.Repeat([]byte("head "), 20001)},
+		"head on sparse": {Capacity: 64*mib + sectorSize, Pattern: PatternSparse, Head: bytes.Repeat([]byte("head "), 3<<20/5)},
+		"head on empty":  {Capacity: mib, Pattern: PatternEmpty, Head: []byte("head")},
+		"all head":       {Capacity: sectorSize, Pattern: PatternEmpty, Head: bytes.Repeat([]byte("h"), sectorSize)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d.Seed = 7
@@ -400,6 +409,23 @@ func TestContent(t *testing.T) {
 			whole := make([]byte, d.Capacity)
 			if n, err := c.ReadAt(whole, 0); n != len(whole) || err != nil {
 				t.Fatal(n, err)
+			}
+			under := d
+			under.Head = nil
+			want := make([]byte, d.Capacity)
+			if _, err := newContent(under).ReadAt(want, 0); err != nil {
+				t.Fatal(err)
+			}
+			copy(want, d.Head)
+			if !bytes.Equal(whole, want) {
+				t.Error("it is not the head over the pattern")
+			}
+			end := int64(0)
+			for i, e := range c.Extents() {
+				if e.Off < end || i > 0 && e.Off == end || e.Len <= 0 || e.Off+e.Len > d.Capacity {
+					t.Errorf("extent %d is %+v, after %d of %d bytes", i, e, end, d.Capacity)
+				}
+				end = e.Off + e.Len
 			}
 			outside := slices.Clone(whole)
 			for _, e := range c.Extents() {
@@ -422,6 +448,25 @@ func TestContent(t *testing.T) {
 				t.Error("it is empty")
 			}
 		})
+	}
+}
+
+func TestDiskSpecRefused(t *testing.T) {
+	for want, d := range map[string]DiskSpec{
+		"capacity is 513, want a positive multiple of 512": {Capacity: 513},
+		"has 1025 bytes allocated of 1024":                 {Capacity: 1024, Allocated: 1025},
+		"has an unknown pattern":                           {Capacity: 512, Pattern: PatternSparse + 1},
+		"has a head of 513 bytes, want at most its capacity, 512": {
+			Capacity: sectorSize, Head: make([]byte, sectorSize+1),
+		},
+	} {
+		l, err := Start(Options{ExtraVMs: []VMSpec{{Path: two, Disks: []DiskSpec{d}}}})
+		if err == nil {
+			l.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), two) {
+			t.Errorf("%+v: error %v, want one about %s that says: %s", d, err, two, want)
+		}
 	}
 }
 

@@ -86,6 +86,9 @@ type DiskSpec struct {
 	// PatternSparse: how many bytes there are in all, roughly). 0 is the whole
 	// disk, or 2 MiB for PatternSparse.
 	Allocated int64
+	// Head is the bytes at the disk's start, over the pattern: a boot program,
+	// a partition table. At most Capacity of them; Start copies it.
+	Head []byte
 	// Controller is the type of the controller: "lsilogic", "lsilogic-sas",
 	// "pvscsi", "sata", "nvme" or "ide". Default the VM's.
 	Controller string
@@ -173,6 +176,9 @@ func (d *DiskSpec) check() error {
 	}
 	if d.Allocated < 0 || d.Allocated > d.Capacity {
 		return fmt.Errorf("disk has %d bytes allocated of %d", d.Allocated, d.Capacity)
+	}
+	if int64(len(d.Head)) > d.Capacity {
+		return fmt.Errorf("disk has a head of %d bytes, want at most its capacity, %d", len(d.Head), d.Capacity)
 	}
 	if d.Pattern < PatternText || d.Pattern > PatternSparse {
 		return errors.New("disk has an unknown pattern")
