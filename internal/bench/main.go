@@ -115,6 +115,7 @@ func bench(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	size := flags.Int64("size", 256, "MiB per disk")
 	runs := flags.Int("runs", 5, "pairs per comparison")
+	only := flags.String("only", "", "downloads or images: measure no more than that")
 	dir := flags.String("dir", "", "folder to export into (default: the system's for temporary files)")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -133,9 +134,15 @@ func bench(ctx context.Context, args []string, out io.Writer) error {
 	disk := func(n int64, seed uint64) lab.DiskSpec {
 		return lab.DiskSpec{Capacity: n, Pattern: lab.PatternRandom, Seed: seed}
 	}
+	mixed := func(n int64, seed uint64) lab.DiskSpec {
+		return lab.DiskSpec{Capacity: n, Pattern: lab.PatternMixed, Seed: seed}
+	}
 	l, err := lab.Start(lab.Options{Inventory: lab.Small, ExtraVMs: []lab.VMSpec{
 		{Path: "/DC0/vm/bench/four", Disks: []lab.DiskSpec{disk(mib, 1), disk(mib, 2), disk(mib, 3), disk(mib, 4)}},
 		{Path: "/DC0/vm/bench/one", Disks: []lab.DiskSpec{disk(mib, 5)}},
+		{Path: "/DC0/vm/bench/mixed-four", Disks: []lab.DiskSpec{mixed(mib, 1), mixed(mib, 2), mixed(mib, 3), mixed(mib, 4)}},
+		{Path: "/DC0/vm/bench/mixed-tiny", Disks: []lab.DiskSpec{mixed(mib/8, 1), mixed(mib/8, 2), mixed(mib/8, 3), mixed(mib/8, 4)}},
+		{Path: "/DC0/vm/bench/mixed-one", Disks: []lab.DiskSpec{mixed(2*mib, 5)}},
 		{Path: "/DC0/vm/bench/tiny", Disks: []lab.DiskSpec{disk(mib/8, 6), disk(mib/8, 7), disk(mib/8, 8), disk(mib/8, 9)}},
 	}})
 	if err != nil {
@@ -146,7 +153,21 @@ func bench(ctx context.Context, args []string, out io.Writer) error {
 	for k, v := range l.Env() {
 		s.env = append(s.env, k+"="+v)
 	}
-	fmt.Fprintf(out, "four disks of %d MiB that do not compress, %d pairs, medians\n\n", *size, *runs)
+	if *only != "images" {
+		if err := s.downloads(ctx, *size); err != nil {
+			return err
+		}
+	}
+	if *only != "downloads" {
+		return s.images(ctx, *size)
+	}
+	return nil
+}
+
+// downloads measures plain exports against plain downloads.
+func (s *suite) downloads(ctx context.Context, size int64) error {
+	out, l := s.out, s.lab
+	fmt.Fprintf(out, "four disks of %d MiB that do not compress, %d pairs, medians\n\n", size, s.runs)
 	fmt.Fprintf(out, "%-34s %9s %9s %8s %9s %9s\n", "", "export", "fetch", "ratio", "CPU", "memory")
 	if err := s.compare(ctx, "nothing caps the streams", "bench/four", 1.25); err != nil {
 		return err

@@ -101,20 +101,10 @@ func convert(t *testing.T) []converted {
 
 // transfer sends the grains of a VMDK stream to w.
 func transfer(ctx context.Context, r io.Reader, w image.Writer) error {
-	d := vmdk.NewDecoder(r)
-	for {
-		g, err := d.Next()
-		if errors.Is(err, io.EOF) {
-			return w.Finish(ctx)
-		}
-		if err != nil {
-			return err
-		}
-		e := image.Extent{Start: g.LBA * vmdk.SectorSize, Length: int64(g.Length), Data: g.Data, Compressed: true, StreamOffset: g.Offset}
-		if err := w.WriteExtent(e); err != nil {
-			return err
-		}
+	if err := image.Copy(ctx, w, vmdk.NewDecoder(r), nil); err != nil {
+		return err
 	}
+	return w.Finish(ctx)
 }
 
 func sum(t *testing.T, path string) [sha256.Size]byte {

@@ -62,12 +62,12 @@ type shape struct {
 }
 
 // The places are those of QEMU's devices: vmw_pvscsi has 64 targets,
-// mptsas1068 has 8 ports, ICH9 AHCI 6, and PIIX3 two channels of two drives.
+// mptsas1068 has 8 ports, of which SeaBIOS does not boot the last, ICH9 AHCI 6, and PIIX3 two channels of two drives.
 // Except for virtio none of the SCSI ones takes a logical unit other than 0,
 // so a disk's VMware unit becomes its target.
 var (
 	shapePVSCSI = shape{"scsi", "vmpvscsi", 64}
-	shapeLSISAS = shape{"scsi", "lsisas1068", 8}
+	shapeLSISAS = shape{"scsi", "lsisas1068", 7}
 	shapeVirtio = shape{"scsi", "virtio-scsi", 64}
 	shapeIDE    = shape{"ide", "", 4}
 	shapeSATA   = shape{"sata", "", 6}
@@ -99,8 +99,22 @@ type place struct {
 }
 
 // wanted decides what kind of controller a disk gets when the guest is to see
-// the hardware it knows.
+// the hardware it knows, and the firmware is to start it.
 func (b *builder) wanted(i int) want {
+	w := b.counterpart(i)
+	if i > 0 || !b.spec.uefi() || w.shape != shapePVSCSI && w.shape != shapeLSISAS {
+		return w
+	}
+	// Builds of OVMF leave its drivers for both out (PVSCSI_ENABLE and
+	// MPT_SCSI_ENABLE are off in edk2, and in Debian 12 too), and
+	// a firmware that does not see the disk starts nothing. SeaBIOS has them.
+	b.note("The boot disk at %s became a SATA disk, because UEFI firmware for KVM does not boot from its SCSI controller; the guest needs an AHCI driver that is there when it boots (in Linux: in its initramfs).",
+		b.spec.Disks[i].at())
+	return want{disk: i, shape: shapeSATA, bus: -1}
+}
+
+// counterpart is the emulated controller nearest to VMware's.
+func (b *builder) counterpart(i int) want {
 	d := &b.spec.Disks[i]
 	w := want{disk: i, bus: d.Bus, place: d.Unit}
 	anywhere := func(s shape) want { return want{disk: i, shape: s, bus: -1} }
