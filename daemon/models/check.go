@@ -23,7 +23,7 @@ const maxText = 4096
 const maxNetworks = 256
 
 // FieldProblem is what is wrong with one field of a Definition. Field is the
-// key as job files spell it; a value is never repeated, except a format's.
+// key as job files spell it; a value is never repeated, except that of a format or a hardware.
 type FieldProblem struct {
 	Field   string
 	Problem string
@@ -76,11 +76,11 @@ func (d Definition) Check() []FieldProblem {
 		switch *f {
 		case OVF, OVA, QCOW2, Raw:
 		default:
-			add("format", "is unknown, want %q, %q, %q or %q", OVF, OVA, QCOW2, Raw)
+			add("format", "%.40q is unknown, want %q, %q, %q or %q", *f, OVF, OVA, QCOW2, Raw)
 		}
 	}
 	if h := d.Options.Hardware; h != nil && *h != SameHardware && *h != VirtioHardware {
-		add("hardware", "is unknown, want %q or %q", SameHardware, VirtioHardware)
+		add("hardware", "%.40q is unknown, want %q or %q", *h, SameHardware, VirtioHardware)
 	}
 	if n := len(d.Options.Networks); n > maxNetworks {
 		add("networks", "has %d entries, at most %d are allowed", n, maxNetworks)

@@ -24,15 +24,15 @@ type command [][]string
 // versus runs both sides in turn and prints how many times faster the first
 // is. Faster is the least factor wanted; slower, when it is set, the greatest
 // share of the other's time allowed.
-func (s *suite) versus(ctx context.Context, name string, ours, theirs command, faster, slower float64) error {
+func (s *suite) versus(ctx context.Context, name, out string, ours, theirs command, faster, slower float64) error {
 	var a, b []cost
 	var ratios []float64
 	for i := range s.runs + 1 {
-		x, err := s.all(ctx, ours)
+		x, err := s.all(ctx, out, ours)
 		if err != nil {
 			return err
 		}
-		y, err := s.all(ctx, theirs)
+		y, err := s.all(ctx, out, theirs)
 		if err != nil {
 			return err
 		}
@@ -53,14 +53,13 @@ func (s *suite) versus(ctx context.Context, name string, ours, theirs command, f
 	if !met {
 		verdict = "MISSED"
 	}
-	fmt.Fprintf(s.out, "%-52s %8.2fs %8.2fs %8.2f %6d MiB   %s: %s\n", name,
+	fmt.Fprintf(s.out, "%-68s %8.2fs %8.2fs %8.2f %6d MiB   %s: %s\n", name,
 		median(a).wall.Seconds(), median(b).wall.Seconds(), ratio, median(a).rss>>20, target, verdict)
 	return nil
 }
 
-// all runs commands one after another in a fresh folder.
-func (s *suite) all(ctx context.Context, commands command) (cost, error) {
-	out := filepath.Join(s.dir, "out")
+// all runs commands one after another in a fresh folder out.
+func (s *suite) all(ctx context.Context, out string, commands command) (cost, error) {
 	if err := os.MkdirAll(out, 0o750); err != nil {
 		return cost{}, err
 	}
@@ -90,15 +89,26 @@ func (s *suite) images(ctx context.Context, mib int64) error {
 	if err != nil {
 		return err
 	}
-	// A disk as the host sends it, for the conversions of local files.
-	local := filepath.Join(s.dir, "local")
-	cmd := exec.CommandContext(ctx, s.binary, "export", "-vm", "/DC0/vm/bench/mixed-one", "-output", local)
+	// A disk as the host sends it, for the conversions of local files. They are
+	// made in memory, where neither side waits for a disk: hyper2kvm syncs its
+	// images and qemu-img does not.
+	memory := "/dev/shm"
+	if _, err := os.Stat(memory); err != nil {
+		memory = s.dir
+	}
+	local, err := os.MkdirTemp(memory, "hyper2kvm-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(local)
+	cmd := exec.CommandContext(ctx, s.binary, "export", "-vm", "/DC0/vm/bench/mixed-one", "-output", filepath.Join(local, "stream"))
 	cmd.Env = s.env
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("export: %w\n%s", err, text)
 	}
-	in, out := filepath.Join(local, "mixed-one-disk-0.vmdk"), filepath.Join(s.dir, "out")
-	qcow2, raw := filepath.Join(out, "disk.qcow2"), filepath.Join(out, "disk.raw")
+	in, out := filepath.Join(local, "stream", "mixed-one-disk-0.vmdk"), filepath.Join(s.dir, "out")
+	made := filepath.Join(local, "made")
+	qcow2, raw := filepath.Join(made, "disk.qcow2"), filepath.Join(made, "disk.raw")
 	ours := func(args ...string) command {
 		return command{append([]string{s.binary, "convert", in}, args...)}
 	}
@@ -107,7 +117,7 @@ func (s *suite) images(ctx context.Context, mib int64) error {
 	}
 
 	fmt.Fprintf(s.out, "\nimages: disks of %d MiB, text, noise and zeros by turns\n\n", mib)
-	fmt.Fprintf(s.out, "%-52s %9s %9s %8s %10s\n", "", "hyper2kvm", "other", "ratio", "memory")
+	fmt.Fprintf(s.out, "%-68s %9s %9s %8s %10s\n", "", "hyper2kvm", "other", "ratio", "memory")
 	for _, c := range []struct {
 		name         string
 		ours, theirs command
@@ -119,7 +129,7 @@ func (s *suite) images(ctx context.Context, mib int64) error {
 		{"VMDK to plain qcow2, qemu-img -m 16 -W", ours(qcow2), qemu("-m", "16", "-W", "-O", "qcow2", in, qcow2), 2},
 		{"VMDK to raw, qemu-img -m 16 -W", ours(raw), qemu("-m", "16", "-W", "-O", "raw", in, raw), 2},
 	} {
-		if err := s.versus(ctx, c.name, c.ours, c.theirs, c.faster, 0); err != nil {
+		if err := s.versus(ctx, c.name, made, c.ours, c.theirs, c.faster, 0); err != nil {
 			return err
 		}
 	}
@@ -138,10 +148,10 @@ func (s *suite) images(ctx context.Context, mib int64) error {
 		bytes int64
 	}{{"nothing caps the streams", 0}, {"50 MB/s per stream", rate}} {
 		s.lab.SetFaults("/DC0/vm/bench/mixed-four", lab.Faults{BytesPerSecond: cap.bytes})
-		if err := s.versus(ctx, "four disks, qcow2 -compress against ovf, "+cap.name, export("-format", "qcow2", "-compress"), export(), 0, 1.1); err != nil {
+		if err := s.versus(ctx, "four disks, qcow2 -compress against ovf, "+cap.name, out, export("-format", "qcow2", "-compress"), export(), 0, 1.1); err != nil {
 			return err
 		}
-		if err := s.versus(ctx, "four disks, qcow2 against govc + qemu-img", export("-format", "qcow2", "-compress"), theirs, 4, 0); err != nil {
+		if err := s.versus(ctx, "four disks, qcow2 against govc + qemu-img", out, export("-format", "qcow2", "-compress"), theirs, 4, 0); err != nil {
 			return err
 		}
 	}
@@ -156,7 +166,7 @@ func (s *suite) memory(ctx context.Context) error {
 		var most [2]int64
 		for i, vm := range []string{"mixed-four", "mixed-tiny"} {
 			for range s.runs {
-				c, err := s.all(ctx, command{append([]string{s.binary, "export", "-vm", "/DC0/vm/bench/" + vm, "-output", filepath.Join(s.dir, "out")}, format...)})
+				c, err := s.all(ctx, filepath.Join(s.dir, "out"), command{append([]string{s.binary, "export", "-vm", "/DC0/vm/bench/" + vm, "-output", filepath.Join(s.dir, "out")}, format...)})
 				if err != nil {
 					return err
 				}

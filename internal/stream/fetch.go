@@ -16,8 +16,9 @@ const (
 	maxRetryAfter = 10 * time.Minute
 	// Overlap is how much of what is held is read again to prove that a
 	// continued stream is the same one. A grain is at most 64 KiB, so this
-	// covers several grains with their positions.
-	Overlap = 1 << 20
+	// covers several grains with their positions; what is not stored has so
+	// much of itself in memory, where it should stay in the processor's cache.
+	Overlap = 256 << 10
 	// bufferSize is the unit in which a stream is taken. It is small enough to
 	// be checked, hashed and written while it is in the processor's cache;
 	// 1 MiB cost a tenth more.

@@ -231,9 +231,9 @@ func (a *app) plan(ctx context.Context, vms []vsphere.VM) ([]models.Definition, 
 	if err != nil {
 		return nil, err
 	}
-	format := models.OVF
-	options.Format = &format
-	a.io.Info("Format: ovf")
+	if err := a.askFormat(ctx, &options); err != nil {
+		return nil, err
+	}
 	defs := make([]models.Definition, len(fit))
 	for i, vm := range fit {
 		// The reference is unambiguous whatever the VM's name.
@@ -251,6 +251,39 @@ func (a *app) plan(ctx context.Context, vms []vsphere.VM) ([]models.Definition, 
 		return nil, nil
 	}
 	return defs, err
+}
+
+// askFormat asks what the export shall leave.
+func (a *app) askFormat(ctx context.Context, o *models.Options) error {
+	no, yes := false, true
+	format := models.QCOW2
+	o.Format, o.Compress = &format, &no
+	how, err := a.io.Choose(ctx, "Format: (q)cow2, (c)ompressed qcow2, (r)aw, (o)vf or ova? [q]",
+		[]string{"qcow2", "compressed", "raw", "ovf", "ova"}, 0)
+	if err != nil {
+		return err
+	}
+	switch how {
+	case 1:
+		o.Compress = &yes
+	case 2:
+		format = models.Raw
+	case 3:
+		format = models.OVF
+	case 4:
+		format = models.OVA
+	}
+	if format == models.OVF || format == models.OVA {
+		return nil
+	}
+	same, virtio := models.SameHardware, models.VirtioHardware
+	o.Hardware = &same
+	how, err = a.io.Choose(ctx, "Devices: the (s)ame as VMware's, so that the guest starts unchanged, or (v)irtio, if it has the drivers? [s]",
+		[]string{"same", "virtio"}, 0)
+	if err == nil && how == 1 {
+		o.Hardware = &virtio
+	}
+	return err
 }
 
 // folders asks for the output folder, and gives one for each VM: several go

@@ -188,13 +188,19 @@ func TestGuided(t *testing.T) {
 	p.types("s\r")
 	p.sees("Output folder [")
 	p.types(dir + "\r")
+	p.sees("Format: ")
+	p.types("compressed\r")
+	p.sees("Devices: ", "> ")
+	p.types("\r")
 	p.sees("Export 2 VM(s) now? [Y/n]: ")
 	p.types("\r")
 	p.sees("Exported 2 of 2 VM(s)")
 	p.ends(0)
 	for _, vm := range []string{"web01", "running01"} {
-		if _, err := os.Stat(filepath.Join(dir, vm, "hyper2kvm.json")); err != nil {
-			t.Error(err)
+		for _, file := range []string{"hyper2kvm.json", vm + "-disk-0.qcow2", vm + ".xml"} {
+			if _, err := os.Stat(filepath.Join(dir, vm, file)); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	p.mu.Lock()
@@ -211,6 +217,7 @@ func TestGuidedInterrupted(t *testing.T) {
 	steps := []struct{ prompt, answer string }{
 		{"VMs to export: ", "web01\r"},
 		{"Output folder [", filepath.Join(t.TempDir(), "out") + "\r"},
+		{"Format: ", "ovf\r"},
 		{"Export 1 VM(s) now? [Y/n]: ", "\r"},
 	}
 	for last, step := range steps {
@@ -228,11 +235,11 @@ func TestGuidedInterrupted(t *testing.T) {
 	}
 	t.Run("no", func(t *testing.T) {
 		p := sit(t.Context(), t, env)
-		for _, s := range steps[:2] {
+		for _, s := range steps[:len(steps)-1] {
 			p.sees(s.prompt)
 			p.types(s.answer)
 		}
-		p.sees(steps[2].prompt)
+		p.sees(steps[len(steps)-1].prompt)
 		p.types("n\r")
 		p.sees("Nothing was exported")
 		p.ends(0)
