@@ -225,6 +225,7 @@ func withDefaults(o, d models.Options) models.Options {
 	if o.Networks == nil {
 		o.Networks = maps.Clone(d.Networks)
 	}
+	fill(&o.Priority, d.Priority)
 	return o
 }
 
@@ -243,7 +244,7 @@ func builtin() models.Options {
 		Format: new(models.OVF), Compress: new(false), Snapshot: new(false), Shutdown: new(false),
 		IncludeMedia: new(false), Overwrite: new(false), SkipSpaceCheck: new(false),
 		KeepVMDK: new(false), VerifyGrains: new(false), Hardware: new(models.SameHardware),
-		Networks: map[string]string{},
+		Networks: map[string]string{}, Priority: new(0),
 	}
 }
 

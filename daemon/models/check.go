@@ -16,6 +16,9 @@ const (
 	MaxParallel = 16
 )
 
+// MaxPriority bounds a job's priority on both sides of 0.
+const MaxPriority = 100
+
 // maxText bounds names and paths of a job, in bytes (PATH_MAX of Linux).
 const maxText = 4096
 
@@ -71,6 +74,9 @@ func (d Definition) Check() []FieldProblem {
 	}
 	if p := d.Options.ParallelDownloads; p != nil && (*p < MinParallel || *p > MaxParallel) {
 		add("parallel_downloads", "is %d, want %d to %d", *p, MinParallel, MaxParallel)
+	}
+	if p := d.Options.Priority; p != nil && (*p < -MaxPriority || *p > MaxPriority) {
+		add("priority", "is %d, want %d to %d", *p, -MaxPriority, MaxPriority)
 	}
 	if f := d.Options.Format; f != nil {
 		switch *f {

@@ -85,6 +85,8 @@ type Options struct {
 	// plugged into on KVM: BRIDGE, bridge:BRIDGE or network:NETWORK; the name
 	// * stands for all others.
 	Networks map[string]string `json:"networks,omitempty"`
+	// Priority decides among waiting jobs: a higher one goes first.
+	Priority *int `json:"priority,omitempty"`
 }
 
 // Definition is a job as it was asked for, with the daemon's defaults filled
@@ -156,6 +158,14 @@ type Job struct {
 	StartedAt   *time.Time `json:"started_at,omitempty"`
 	CompletedAt *time.Time `json:"completed_at,omitempty"`
 	UpdatedAt   time.Time  `json:"updated_at"`
+}
+
+// Priority is the job's among those that wait; 0 unless it was asked for.
+func (j Job) Priority() int {
+	if p := j.Definition.Options.Priority; p != nil {
+		return *p
+	}
+	return 0
 }
 
 // Health answers GET /health.

@@ -35,16 +35,31 @@ type Filter struct {
 	// Owner selects records that the named manager may run or runs: those of
 	// that owner and those of none. Empty means all.
 	Owner string
-	// Limit is the most records given; 0 means no limit. They are the oldest.
+	// Queue orders them as waiting jobs are taken: by falling priority, and by
+	// insertion among the same.
+	Queue bool
+	// Limit is the most records given; 0 means no limit. They are the first.
 	Limit int
 }
+
+// EventFilter selects events; every condition that is set must hold.
+type EventFilter struct {
+	After uint64 // ids greater than it
+	JobID string
+	Type  models.EventType
+	Limit int // 0 means no limit
+}
+
+// MaxLines is how many log lines of one job are kept: the last ones.
+const MaxLines = 10_000
 
 // Store keeps jobs. Records go in and come out as copies. All methods are
 // safe for concurrent use and honour ctx.
 type Store interface {
 	// Insert adds a record. It refuses an id that exists with ErrExists, and,
 	// with an *OutputError, an output path that a pending or running job has
-	// already: both checks and the insertion are one step.
+	// already: both checks and the insertion are one step. Transition refuses
+	// that as well, when it makes an ended job unfinished again.
 	Insert(ctx context.Context, r Record) error
 
 	// Transition moves one job from one status to another, or renews it when
@@ -58,12 +73,26 @@ type Store interface {
 	// The store does not judge which transitions make sense; the manager does.
 	Transition(ctx context.Context, id string, from, to models.Status, change func(*Record) error) (Record, error)
 
-	// Load gives the records that match, in the order of their insertion.
+	// Load gives the records that match, in the order of their insertion unless
+	// the filter asks for the queue's.
 	Load(ctx context.Context, f Filter) ([]Record, error)
 
 	// Count says how many jobs there are of each status. A status without
 	// jobs may be left out.
 	Count(ctx context.Context) (map[models.Status]int, error)
+
+	// Append keeps events, whose ids rise. Those of jobs that are not there are
+	// dropped, and of a job's log lines all but the last MaxLines.
+	Append(ctx context.Context, events []models.Event) error
+	// Events gives the events that match, by rising id.
+	Events(ctx context.Context, f EventFilter) ([]models.Event, error)
+	// LastEvent is the greatest id of an event, 0 when there is none.
+	LastEvent(ctx context.Context) (uint64, error)
+
+	// Prune removes jobs that have ended, with their events: those that ended
+	// before a time, unless it is zero, and all but the keep that were submitted
+	// last, unless keep is 0. It gives how many.
+	Prune(ctx context.Context, before time.Time, keep int) (removed int, err error)
 }
 
 // What a store's methods fail with, for errors.Is.

@@ -240,7 +240,7 @@ func orJob(where string) string {
 var (
 	jobKeys    = []string{"name", "vm_path", "output_path", "options", "vcenter", "format", "compress", "snapshot", "overwrite"}
 	optionKeys = []string{"parallel_downloads", "remove_cdrom", "show_individual_progress", "format", "compress", "snapshot", "shutdown", "include_media", "overwrite", "skip_space_check",
-		"keep_vmdk", "verify_grains", "hardware", "networks"}
+		"keep_vmdk", "verify_grains", "hardware", "networks", "priority"}
 	vcenterKeys = []string{"name", "server", "username", "password", "insecure"}
 )
 
@@ -311,6 +311,7 @@ func optionFields(o *models.Options) fields {
 			s, err := n.Text()
 			return models.Hardware(s), err
 		}),
+		"priority": ptr(&o.Priority, (*strict.Node).Int),
 		"networks": func(n *strict.Node) (err error) {
 			o.Networks, err = texts(n)
 			return err

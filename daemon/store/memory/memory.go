@@ -3,6 +3,7 @@
 package memory
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -26,6 +27,11 @@ type Store struct {
 	byID    map[string]*store.Record
 	outputs map[string]string // output path to the unfinished job that has it
 	count   map[models.Status]int
+
+	events map[string][]models.Event // by job, rising
+	lines  map[string]int            // log lines among them
+	total  int                       // events of all jobs
+	last   uint64                    // the greatest id
 }
 
 var _ store.Store = (*Store)(nil)
@@ -40,6 +46,7 @@ func New(keep int) *Store {
 	return &Store{
 		keep: keep, byID: map[string]*store.Record{},
 		outputs: map[string]string{}, count: map[models.Status]int{},
+		events: map[string][]models.Event{}, lines: map[string]int{},
 	}
 }
 
@@ -92,6 +99,9 @@ func (s *Store) Transition(ctx context.Context, id string, from, to models.Statu
 	next = clone(next)
 	next.Job.ID, next.Job.Status = r.Job.ID, to
 	next.Job.Definition, next.Job.CreatedAt = r.Job.Definition, r.Job.CreatedAt
+	if other, ok := s.outputs[r.Job.Definition.OutputPath]; ok && other != id && !to.Final() {
+		return store.Record{}, fmt.Errorf("change job %s: %w", id, &store.OutputError{ID: other, Path: r.Job.Definition.OutputPath})
+	}
 	*r = next
 	s.count[from]--
 	s.count[to]++
@@ -127,6 +137,10 @@ func (s *Store) Load(ctx context.Context, f store.Filter) ([]store.Record, error
 		if r, ok := s.byID[f.IDs[0]]; ok {
 			order = []*store.Record{r}
 		}
+	}
+	if f.Queue {
+		order = slices.Clone(order)
+		slices.SortStableFunc(order, func(a, b *store.Record) int { return cmp.Compare(b.Job.Priority(), a.Job.Priority()) })
 	}
 	var out []store.Record
 	for _, r := range order {
@@ -167,15 +181,7 @@ func (s *Store) forget() {
 	if ended <= s.keep+s.keep/10 {
 		return
 	}
-	s.order = slices.DeleteFunc(s.order, func(r *store.Record) bool {
-		if ended <= s.keep || !r.Job.Status.Final() {
-			return false
-		}
-		ended--
-		s.count[r.Job.Status]--
-		delete(s.byID, r.Job.ID)
-		return true
-	})
+	s.remove(func(_ *store.Record, newer int) bool { return newer >= s.keep })
 }
 
 // clone copies everything a holder of the record could change.
@@ -196,6 +202,7 @@ func clone(r store.Record) store.Record {
 	o.VerifyGrains = copied(o.VerifyGrains)
 	o.Hardware = copied(o.Hardware)
 	o.Networks = maps.Clone(o.Networks)
+	o.Priority = copied(o.Priority)
 	if v := copied(j.Definition.VCenter); v != nil {
 		v.Password = "" // no store keeps one, whoever hands it in
 		v.Insecure = copied(v.Insecure)
