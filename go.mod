@@ -26,5 +26,6 @@ require (
 	github.com/containerd/console v1.0.5 // indirect
 	github.com/lithammer/fuzzysearch v1.1.8 // indirect
 	golang.org/x/text v0.41.0 // indirect
+	golang.org/x/time v0.16.0 // indirect
 	golang.org/x/tools v0.48.0 // indirect
 )
