@@ -35,8 +35,6 @@ func (a *api) events(w http.ResponseWriter, r *http.Request) (any, error) {
 	defer sub.Close()
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Accel-Buffering", "no") // nginx would collect events otherwise
 	if r.Method == http.MethodHead {
 		w.WriteHeader(http.StatusOK)
