@@ -83,7 +83,7 @@ type Access interface {
 func NewServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-		WriteTimeout: writeTimeout, MaxHeaderBytes: 64 << 10,
+		WriteTimeout: writeTimeout, MaxHeaderBytes: 64 << 10, ConnContext: auth.ConnContext,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 }

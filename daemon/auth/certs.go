@@ -47,14 +47,9 @@ func LoadCertificates(cert, key, clientCA string, log *slog.Logger) (*Certificat
 	return &Certificates{l}, nil
 }
 
-// Config is for a server. It stays the same while the files change.
-func (c *Certificates) Config() *tls.Config {
-	return &tls.Config{
-		MinVersion:         tls.VersionTLS12,
-		NextProtos:         protocols,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.live.get(), nil },
-	}
-}
+// Current gives the configuration for a connection that is made now. It must
+// not be changed.
+func (c *Certificates) Current() *tls.Config { return c.live.get() }
 
 // Serves reports whether the certificate is valid for a host's name or
 // address, wherever that leads.
@@ -65,8 +60,6 @@ func (c *Certificates) Serves(host string) bool {
 // Reload reads the files again. On an error what was read before stays in
 // force.
 func (c *Certificates) Reload() error { return c.live.again() }
-
-var protocols = []string{"h2", "http/1.1"}
 
 func readCertificates(cert, key, clientCA string, log *slog.Logger) (*tls.Config, [sha256.Size]byte, error) {
 	h := sha256.New()
@@ -93,7 +86,7 @@ func readCertificates(cert, key, clientCA string, log *slog.Logger) (*tls.Config
 		return nil, sum, problem.New(problem.Invalid, fmt.Sprintf("use TLS certificate %s with key %s", cert, key), err,
 			"give the certificate with its chain and the key that belongs to it, in PEM form")
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, Certificates: []tls.Certificate{pair}}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, Certificates: []tls.Certificate{pair}}
 	if clientCA != "" {
 		caPEM, err := read("client CA", clientCA)
 		if err != nil {

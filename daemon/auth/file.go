@@ -125,7 +125,8 @@ func RemoveToken(ctx context.Context, file, which string) (Token, error) {
 			i = slices.IndexFunc(tokens, func(t Token) bool { return t.Name == which })
 		}
 		if i < 0 {
-			return nil, problem.New(problem.NotFound, "remove token", fmt.Errorf("there is no token %.80q", which), "see: hyper2kvmd token list")
+			// Not repeated: it may be a token's secret.
+			return nil, problem.New(problem.NotFound, "remove token", errors.New("no token has this id or name"), "see: hyper2kvmd token list")
 		}
 		gone = tokens[i]
 		return slices.Delete(tokens, i, i+1), nil

@@ -76,15 +76,16 @@ func (r *Roots) Check(dir string) error {
 		return fail(errors.New("it is not an absolute path"), "")
 	}
 	clean := filepath.Clean(dir)
-	if where := inside(clean, r.excluded); where != "" {
-		return fail(fmt.Errorf("%s is the daemon's own", where), r.advice())
-	}
+	base := r.root(clean)
 	var found string
 	var err error
-	if len(r.roots) == 0 {
+	switch {
+	case len(r.roots) == 0:
 		found, err = open(clean)
-	} else {
-		found, err = r.below(clean)
+	case base == "":
+		err = errors.New("it is not below an allowed output root")
+	default:
+		found, err = below(base, clean)
 	}
 	if err != nil {
 		return fail(err, r.advice())
@@ -94,8 +95,11 @@ func (r *Roots) Check(dir string) error {
 	if err != nil {
 		return fail(plain(err), r.advice())
 	}
-	if where := inside(real, r.excluded); where != "" {
-		return fail(fmt.Errorf("it leads into %s, which is the daemon's own", where), r.advice())
+	for _, e := range r.excluded {
+		// A root within an excluded folder was put there on purpose.
+		if own := []string{e}; inside(base, own) == "" && (inside(clean, own) != "" || inside(real, own) != "") {
+			return fail(fmt.Errorf("it is in %s, which is the daemon's own", e), r.advice())
+		}
 	}
 	if err := unix.Faccessat(unix.AT_FDCWD, real, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
 		return fail(fmt.Errorf("the daemon's user may not write to %s: %w", found, err), "change its permissions, or choose another")
@@ -110,19 +114,21 @@ func (r *Roots) advice() string {
 	return "choose a folder below " + strings.Join(r.roots, " or ")
 }
 
-// below finds the deepest folder on the way to dir that exists, without
-// leaving dir's root. os.Root follows links as long as they stay inside.
-func (r *Roots) below(dir string) (string, error) {
+// root gives the innermost root that dir is in, "" for none: of nested roots,
+// links out of the inner one are refused.
+func (r *Roots) root(dir string) string {
 	base := ""
 	for _, root := range r.roots {
-		// Of nested roots the inner one: links out of it are refused.
 		if inside(dir, []string{root}) != "" && len(root) > len(base) {
 			base = root
 		}
 	}
-	if base == "" {
-		return "", errors.New("it is not below an allowed output root")
-	}
+	return base
+}
+
+// below finds the deepest folder on the way to dir that exists, without
+// leaving base. os.Root follows links as long as they stay inside.
+func below(base, dir string) (string, error) {
 	root, err := os.OpenRoot(base)
 	if err != nil {
 		return "", fmt.Errorf("the output root %s cannot be opened: %w", base, plain(err))
