@@ -105,12 +105,13 @@ func Run(ctx context.Context, opts Options) error {
 	// Requests outlive ctx: they end when the jobs have been told to.
 	server := api.NewServer(handler, log)
 	server.TLSConfig = live.tlsConfig()
+	overTLS := server.TLSConfig != nil // serving gives it one in any case
 	addr := listener.Addr().String()
 	if opts.Ready != nil {
 		opts.Ready(addr)
 	}
-	served := serve(server, listener, socket)
-	log.Info("daemon started", slog.String("addr", addr), slog.String("unixSocket", cfg.UnixSocket), slog.Bool("tls", server.TLSConfig != nil),
+	served := serve(server, listener, overTLS, socket)
+	log.Info("daemon started", slog.String("addr", addr), slog.String("unixSocket", cfg.UnixSocket), slog.Bool("tls", overTLS),
 		slog.Bool("authentication", s.who.Required()), slog.Int("maxRunningJobs", cfg.MaxRunning))
 
 	for running := true; running; {
@@ -132,7 +133,7 @@ func Run(ctx context.Context, opts Options) error {
 // serve serves each listener in a goroutine of its own. The first error is
 // sent once all have ended or, when it is not the server's end, at once: the
 // others then end with the server.
-func serve(server *http.Server, tcp, socket net.Listener) <-chan error {
+func serve(server *http.Server, tcp net.Listener, overTLS bool, socket net.Listener) <-chan error {
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
 	begin := func(f func() error) {
@@ -146,7 +147,7 @@ func serve(server *http.Server, tcp, socket net.Listener) <-chan error {
 		})
 	}
 	begin(func() error {
-		if server.TLSConfig != nil {
+		if overTLS {
 			return server.ServeTLS(tcp, "", "") // the certificate is in the config
 		}
 		return server.Serve(tcp)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -51,7 +52,7 @@ func TestRunAndStop(t *testing.T) {
 	}
 	c := &client.Client{BaseURL: addr}
 	defer c.Close()
-	r, err := c.SubmitDefinition(t.Context(), models.Definition{VMPath: "a", OutputPath: "/b", VCenter: &models.VCenter{Name: "prod"}})
+	r, err := c.SubmitDefinition(t.Context(), models.Definition{VMPath: "a", OutputPath: filepath.Join(t.TempDir(), "b"), VCenter: &models.VCenter{Name: "prod"}})
 	if err != nil {
 		t.Fatal(err)
 	}
