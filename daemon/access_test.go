@@ -241,9 +241,9 @@ func TestTLSAndTokens(t *testing.T) {
 		TLS: config.TLS{Cert: dir + "/server.pem", Key: dir + "/server.key", ClientCA: dir + "/ca.pem", Viewers: []string{"board"}},
 	}
 	r := startDaemon(t, cfg)
-	_, port, err := net.SplitHostPort(r.addr)
-	if err != nil {
-		t.Fatal(err)
+	host, port, err := net.SplitHostPort(r.addr)
+	if err != nil || host != "0.0.0.0" {
+		t.Fatal(r.addr, err)
 	}
 	base := "https://127.0.0.1:" + port
 	call := func(token string, certs ...tls.Certificate) (look, change error) {

@@ -51,17 +51,23 @@ func resolve(ctx context.Context, addr string) (target, error) {
 
 // listen opens the first of the addresses that can be.
 func (t target) listen(ctx context.Context) (net.Listener, error) {
-	hosts := []string{""}
+	type place struct{ network, host string }
+	places := []place{{"tcp", ""}}
 	if t.ips != nil {
-		hosts = hosts[:0]
+		places = places[:0]
 		for _, ip := range t.ips {
-			hosts = append(hosts, ip.Unmap().String())
+			if ip = ip.Unmap(); ip.Is4() {
+				// With "tcp", 0.0.0.0 would be IPv6's interfaces as well.
+				places = append(places, place{"tcp4", ip.String()})
+			} else {
+				places = append(places, place{"tcp", ip.String()})
+			}
 		}
 	}
 	var lc net.ListenConfig
 	var first error
-	for _, host := range hosts {
-		l, err := lc.Listen(ctx, "tcp", net.JoinHostPort(host, t.port))
+	for _, p := range places {
+		l, err := lc.Listen(ctx, p.network, net.JoinHostPort(p.host, t.port))
 		if err == nil {
 			return l, nil
 		}

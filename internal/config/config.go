@@ -165,6 +165,11 @@ func read(flags Flags, getenv func(string) string, cred credentials) (*reader, e
 		}
 	}
 	if c.File != "" {
+		abs, err := filepath.Abs(c.File)
+		if err != nil {
+			return c, problem.New(problem.Invalid, "read configuration "+c.File, err, "")
+		}
+		c.File = abs
 		if err := c.readFile(); err != nil {
 			return c, problem.New(problem.Invalid, "read configuration "+c.File, err, "")
 		}

@@ -177,6 +177,9 @@ func TestAccessSettings(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	if c, err := Load(Flags{ConfigFile: "c.yaml"}, env()); err != nil || c.File != path || c.TokensFile != dir+"/tokens" {
+		t.Errorf("relative: %+v, %v", c, err)
+	}
 	// The default file: read when it is there, an error when it cannot be read.
 	if c, err := Load(Flags{DefaultFile: path}, env()); err != nil || c.File != path {
 		t.Errorf("default file: %+v, %v", c, err)
