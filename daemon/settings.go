@@ -202,8 +202,8 @@ func (q queue) Submit(ctx context.Context, def models.Definition) (models.Job, e
 	return q.Manager.Submit(ctx, def)
 }
 
-// fillIn sets the options that are nil. All fields of models.Options are
-// pointers.
+// fillIn sets the options that are nil, which every one of them can be. What
+// they point to is shared: a configuration and a definition are constant.
 func fillIn(o *models.Options, defaults models.Options) {
 	to, from := reflect.ValueOf(o).Elem(), reflect.ValueOf(defaults)
 	for i := range to.NumField() {

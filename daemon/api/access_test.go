@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/api"
@@ -181,7 +182,7 @@ func TestAccess(t *testing.T) {
 		`, action=cancel, jobs="", outcome=failed`,
 		`who=unknown, id="", role="", remote=127.0.0.1:`,
 		`, action=submit, jobs="", outcome=denied: the request carries no token`,
-		`, action=cancel, jobs="", outcome=denied: the token is unknown or has expired`,
+		`, action=cancel, jobs="", outcome=denied: the token or certificate is unknown or has expired`,
 		`who=token:board, id=token:2, role=viewer, remote=127.0.0.1:`,
 		`, action=submit, jobs="", outcome=denied: the role is viewer`,
 	} {
@@ -195,6 +196,39 @@ func TestAccess(t *testing.T) {
 	if strings.Contains(text, "action=query") || strings.Contains(text, "action=/") {
 		t.Error("what changes nothing is audited")
 	}
+}
+
+// fading knows nobody any more once its time is over.
+type fading struct {
+	hosts
+	until time.Time
+}
+
+func (f fading) Identify(r *http.Request) (auth.Identity, error) {
+	if time.Now().After(f.until) {
+		return auth.Identity{}, auth.ErrUnknown
+	}
+	return f.hosts.Identify(r)
+}
+
+// TestStreamOfARemovedToken: an event stream ends soon after its token.
+func TestStreamOfARemovedToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		m := jobs.NewManager(jobs.Options{Runner: f, Store: memory.New(0)})
+		h := api.NewHandler(api.Options{Manager: m, VMs: f, Access: fading{until: time.Now().Add(40 * time.Second)}})
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/events", nil)
+		req.Host = "localhost"
+		rec := httptest.NewRecorder()
+		began := time.Now()
+		h.ServeHTTP(rec, req)
+		if took := time.Since(began); took != 45*time.Second || !strings.Contains(rec.Body.String(), "heartbeat") {
+			t.Errorf("it ended after %s: %s", took, rec.Body)
+		}
+		if err := m.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestAliasBombs: small documents that would become huge, in the shapes that

@@ -19,7 +19,7 @@ var (
 	// ErrMissing: the request shows nothing to tell who sends it.
 	ErrMissing = errors.New("the request carries no token")
 	// ErrUnknown: it shows something that is not valid.
-	ErrUnknown = errors.New("the token is unknown or has expired")
+	ErrUnknown = errors.New("the token or certificate is unknown or has expired")
 )
 
 // Options say how clients are told apart.
@@ -121,7 +121,11 @@ func (a *Authenticator) Identify(r *http.Request) (Identity, error) {
 		return a.token(values[0])
 	}
 	if a.opts.ClientCerts && r.TLS != nil && len(r.TLS.VerifiedChains) > 0 && len(r.TLS.VerifiedChains[0]) > 0 {
-		return a.certificate(r.TLS.VerifiedChains[0][0]), nil
+		c := r.TLS.VerifiedChains[0][0]
+		if time.Now().After(c.NotAfter) {
+			return Identity{}, ErrUnknown // ended while the connection stood
+		}
+		return a.certificate(c), nil
 	}
 	if a.Required() {
 		return Identity{}, ErrMissing

@@ -91,7 +91,7 @@ func TestIdentify(t *testing.T) {
 	}
 	cert := func(name string, verified bool) *http.Request {
 		r := request()
-		c := &x509.Certificate{Subject: pkix.Name{CommonName: name}, SerialNumber: big.NewInt(255), Raw: []byte(name)}
+		c := &x509.Certificate{Subject: pkix.Name{CommonName: name}, SerialNumber: big.NewInt(255), Raw: []byte(name), NotAfter: time.Now().Add(time.Hour)}
 		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{c}}
 		if verified {
 			r.TLS.VerifiedChains = [][]*x509.Certificate{{c}}
@@ -100,6 +100,8 @@ func TestIdentify(t *testing.T) {
 	}
 	both := cert("web", true)
 	both.Header.Set("Authorization", "Bearer wrong")
+	ended := cert("web", true)
+	ended.TLS.VerifiedChains[0][0].NotAfter = time.Now().Add(-time.Second)
 	peered := request()
 	peered = peered.WithContext(context.WithValue(ctx, peerKey{}, peer{uid: 7, pid: 8}))
 	for name, c := range map[string]struct {
@@ -124,6 +126,7 @@ func TestIdentify(t *testing.T) {
 		"viewer's":          {cert("board1", true), "cert:board1", Viewer, nil},
 		"nameless":          {cert("", true), "cert:serial ff", Operator, nil},
 		"unverified":        {cert("web", false), "", "", ErrMissing},
+		"certificate ended": {ended, "", "", ErrUnknown},
 		"a bad token wins":  {both, "", "", ErrUnknown},
 		"peer":              {peered, "uid:7", Operator, nil},
 		"hash of the token": {request("Bearer " + string(op.hash[:])), "", "", ErrUnknown},

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -104,6 +105,35 @@ func TestTokenFile(t *testing.T) {
 	}
 	if names, err := filepath.Glob(filepath.Join(filepath.Dir(file), ".*")); err != nil || len(names) != 0 {
 		t.Errorf("left over: %v, %v", names, err)
+	}
+}
+
+// TestOwner: what root changes stays readable to the daemon's user.
+func TestOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	dir := t.TempDir()
+	const daemon = 65534
+	file := filepath.Join(dir, "tokens")
+	owner := func() uint32 {
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Sys().(*syscall.Stat_t).Uid
+	}
+	if err := os.Chown(dir, daemon, daemon); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := AddToken(t.Context(), file, "a", Viewer, time.Time{}); err != nil || owner() != daemon {
+		t.Errorf("a new file belongs to %d, not the folder's owner: %v", owner(), err)
+	}
+	if err := os.Chown(file, 1234, 1234); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := AddToken(t.Context(), file, "b", Viewer, time.Time{}); err != nil || owner() != 1234 {
+		t.Errorf("a changed file belongs to %d: %v", owner(), err)
 	}
 }
 
