@@ -9,19 +9,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
-	"net/netip"
-	"slices"
-	"syscall"
+	"os"
+	"sync"
 	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/api"
+	"github.com/hyper2kvm/hyper2kvm/daemon/auth"
 	"github.com/hyper2kvm/hyper2kvm/daemon/jobs"
 	"github.com/hyper2kvm/hyper2kvm/daemon/store/memory"
 	"github.com/hyper2kvm/hyper2kvm/internal/config"
-	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 )
 
 const (
@@ -41,50 +39,149 @@ type Options struct {
 	Runner   jobs.Runner
 	VMLister api.VMLister
 	Logger   *slog.Logger // nil discards
+	// Audit gets a line for every change, whatever the level of Logger; nil
+	// discards.
+	Audit *slog.Logger
 	// Ready is called once, with the address that is listened on (HOST:PORT),
 	// before the first request is served. It may be nil.
 	Ready func(addr string)
+	// Reload asks, each time it sends, to read the configuration again by
+	// Load. Load gives it with what its other users are to do once it is in
+	// force. A nil channel never asks.
+	Reload <-chan os.Signal
+	Load   func() (cfg Config, inForce func(), err error)
+}
+
+// Check says whether Run could work with a configuration, as far as can be
+// told without listening: files, folders and the rule who may be served.
+func Check(ctx context.Context, cfg Config) error {
+	where, err := resolve(ctx, cfg.Addr)
+	if err != nil {
+		return err
+	}
+	silent := slog.New(slog.DiscardHandler)
+	_, err = newSettings(cfg, where.exposed, nil, silent, silent)
+	return err
 }
 
 // Run serves until ctx ends. Then it stops in this order: no new connections
 // and no new jobs; running jobs are cancelled and waited for; event streams
 // and answers under way end. The error is nil after a clean stop. An address
-// that cannot be listened on is a *problem.Error.
+// that cannot be listened on, or may not be, is a *problem.Error.
 func Run(ctx context.Context, opts Options) error {
-	log := opts.Logger
+	log, audit := opts.Logger, opts.Audit
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	listener, host, err := listen(ctx, opts.Config.Addr)
+	if audit == nil {
+		audit = slog.New(slog.DiscardHandler)
+	}
+	cfg := opts.Config
+	where, err := resolve(ctx, cfg.Addr)
 	if err != nil {
 		return err
 	}
-	for _, w := range opts.Config.Warnings {
-		log.Warn("configuration", slog.String("warning", w))
+	s, err := newSettings(cfg, where.exposed, nil, log, audit)
+	if err != nil {
+		return err
 	}
+	live := &live{limiter: auth.NewLimiter(float64(cfg.RateLimit.PerSecond), cfg.RateLimit.Burst)}
+	live.current.Store(s)
+	listener, err := where.listen(ctx)
+	if err != nil {
+		return err
+	}
+	var socket net.Listener
+	if cfg.UnixSocket != "" {
+		if socket, err = auth.ListenUnix(ctx, cfg.UnixSocket); err != nil {
+			return errors.Join(err, listener.Close())
+		}
+	}
+	warn(s, log)
 	manager := jobs.NewManager(jobs.Options{ //nolint:contextcheck // jobs outlive ctx: stop ends them in order
-		Runner: opts.Runner, Store: memory.New(0), Logger: log, MaxRunning: opts.Config.MaxRunning,
-		Defaults: opts.Config.Defaults, VCenters: vcenterNames(opts.Config),
+		Runner: worker{opts.Runner, live}, Store: memory.New(0), Logger: log, MaxRunning: cfg.MaxRunning,
 	})
-	handler := api.NewHandler(api.Options{Manager: manager, VMs: opts.VMLister, Logger: log, Hosts: []string{host}})
+	handler := api.NewHandler(api.Options{Manager: queue{manager, live}, VMs: opts.VMLister, Logger: log, Audit: audit, Access: live})
 	// Requests outlive ctx: they end when the jobs have been told to.
 	server := api.NewServer(handler, log)
-	served := make(chan error, 1)
+	server.TLSConfig = live.tlsConfig()
+	overTLS := server.TLSConfig != nil // serving gives it one in any case
 	addr := listener.Addr().String()
 	if opts.Ready != nil {
 		opts.Ready(addr)
 	}
-	go func() { served <- server.Serve(listener) }()
-	log.Info("daemon started", slog.String("addr", addr), slog.Int("maxRunningJobs", opts.Config.MaxRunning))
+	served := serve(server, listener, overTLS, socket)
+	log.Info("daemon started", slog.String("addr", addr), slog.String("unixSocket", cfg.UnixSocket), slog.Bool("tls", overTLS),
+		slog.Bool("authentication", s.who.Required()), slog.Int("maxRunningJobs", cfg.MaxRunning))
 
-	select {
-	case <-ctx.Done():
-	case err = <-served:
-		err = fmt.Errorf("serve %s: %w", addr, err)
-		served = nil
+	for running := true; running; {
+		select {
+		case <-ctx.Done():
+			running = false
+		case err = <-served:
+			err = fmt.Errorf("serve: %w", err)
+			served = nil
+			running = false
+		case <-opts.Reload:
+			reload(opts, live, log, audit)
+		}
 	}
 	log.Info("daemon stopping")
 	return errors.Join(err, stop(context.WithoutCancel(ctx), server, manager, served, log))
+}
+
+// serve serves each listener in a goroutine of its own. The first error is
+// sent once all have ended or, when it is not the server's end, at once: the
+// others then end with the server.
+func serve(server *http.Server, tcp net.Listener, overTLS bool, socket net.Listener) <-chan error {
+	ended := make(chan error, 1)
+	var wg sync.WaitGroup
+	begin := func(f func() error) {
+		wg.Go(func() {
+			if err := f(); !errors.Is(err, http.ErrServerClosed) {
+				select {
+				case ended <- err:
+				default:
+				}
+			}
+		})
+	}
+	begin(func() error {
+		if overTLS {
+			return server.ServeTLS(tcp, "", "") // the certificate is in the config
+		}
+		return server.Serve(tcp)
+	})
+	if socket != nil {
+		begin(func() error { return server.Serve(socket) })
+	}
+	go func() {
+		wg.Wait()
+		select {
+		case ended <- http.ErrServerClosed:
+		default:
+		}
+	}()
+	return ended
+}
+
+// reload puts the configuration, read anew, in force, or says why not.
+func reload(opts Options, live *live, log, audit *slog.Logger) {
+	outcome := "done"
+	cfg, inForce, err := opts.Load()
+	if err == nil {
+		err = live.apply(cfg, log, audit)
+	}
+	if err != nil {
+		outcome = "failed"
+		log.Error("the configuration was not reloaded, what was read before stays in force", slog.String("error", err.Error()))
+	} else {
+		if inForce != nil {
+			inForce()
+		}
+		log.Info("the configuration was reloaded", slog.String("file", cfg.File))
+	}
+	audit.Info("audit", slog.String("who", "signal:SIGHUP"), slog.String("action", "reload configuration"), slog.String("outcome", outcome))
 }
 
 // stop ends server and manager within jobsTimeout and httpTimeout.
@@ -116,57 +213,4 @@ func stop(ctx context.Context, server *http.Server, manager *jobs.Manager, serve
 		log.Info("daemon stopped")
 	}
 	return err
-}
-
-func vcenterNames(c Config) []string {
-	names := slices.Sorted(maps.Keys(c.VCenters))
-	if names == nil {
-		names = []string{} // none, not any
-	}
-	return names
-}
-
-// listen opens the daemon's address, which must be one of the loopback, and
-// gives the host's name as it was asked for. Names are resolved here, once,
-// so that what was judged is what is listened on.
-func listen(ctx context.Context, addr string) (net.Listener, string, error) {
-	what := "listen on " + addr
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, "", problem.New(problem.Invalid, what, err, "give -addr as HOST:PORT")
-	}
-	const why = "only loopback addresses are served, because the API has neither tokens nor TLS yet"
-	refuse := func() error {
-		return problem.New(problem.Invalid, what, errors.New(why), "use localhost:PORT, and reach it from elsewhere through an ssh tunnel")
-	}
-	if host == "" {
-		return nil, "", refuse() // all interfaces
-	}
-	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil {
-		return nil, "", problem.New(problem.Invalid, what, err, "give -addr as HOST:PORT")
-	}
-	// IPv4 first: what clients try when they are told "localhost".
-	slices.SortStableFunc(ips, func(a, b netip.Addr) int { return a.Unmap().BitLen() - b.Unmap().BitLen() })
-	for _, ip := range ips {
-		if !ip.Unmap().IsLoopback() {
-			return nil, "", refuse()
-		}
-	}
-	var lc net.ListenConfig
-	var first error
-	for _, ip := range ips {
-		l, err := lc.Listen(ctx, "tcp", net.JoinHostPort(ip.Unmap().String(), port))
-		if err == nil {
-			return l, host, nil
-		}
-		if first == nil {
-			first = err
-		}
-		if errors.Is(err, syscall.EADDRINUSE) {
-			// Not the next address: clients would reach the other program.
-			return nil, "", problem.New(problem.Conflict, what, err, "another program uses the port: stop it, or choose another with -addr")
-		}
-	}
-	return nil, "", problem.New(problem.Failed, what, first, "")
 }

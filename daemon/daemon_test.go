@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -51,7 +53,7 @@ func TestRunAndStop(t *testing.T) {
 	}
 	c := &client.Client{BaseURL: addr}
 	defer c.Close()
-	r, err := c.SubmitDefinition(t.Context(), models.Definition{VMPath: "a", OutputPath: "/b", VCenter: &models.VCenter{Name: "prod"}})
+	r, err := c.SubmitDefinition(t.Context(), models.Definition{VMPath: "a", OutputPath: filepath.Join(t.TempDir(), "b"), VCenter: &models.VCenter{Name: "prod"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,5 +114,33 @@ func TestListen(t *testing.T) {
 	cancel()
 	if err := Run(ctx, Options{Config: Config{Addr: "127.0.0.1:0"}, Runner: fake{}, VMLister: fake{}}); errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
+	}
+}
+
+// TestFillIn: every option can be left out, and takes the default then.
+func TestFillIn(t *testing.T) {
+	typ := reflect.TypeFor[models.Options]()
+	for i := range typ.NumField() {
+		f := typ.Field(i)
+		var value reflect.Value
+		switch f.Type.Kind() {
+		case reflect.Pointer:
+			value = reflect.New(f.Type.Elem())
+		case reflect.Map:
+			value = reflect.MakeMap(f.Type)
+		default:
+			t.Fatalf("%s is a %s: it cannot be told whether a job gives it", f.Name, f.Type)
+		}
+		var o, defaults models.Options
+		reflect.ValueOf(&defaults).Elem().Field(i).Set(value)
+		fillIn(&o, defaults)
+		if reflect.ValueOf(o).Field(i).Pointer() != value.Pointer() {
+			t.Errorf("%s does not take the default", f.Name)
+		}
+	}
+	o := models.Options{ParallelDownloads: new(2)}
+	fillIn(&o, models.Options{ParallelDownloads: new(9), Compress: new(true)})
+	if *o.ParallelDownloads != 2 || !*o.Compress || o.Format != nil {
+		t.Errorf("%+v", o)
 	}
 }

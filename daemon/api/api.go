@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hyper2kvm/hyper2kvm/daemon/auth"
 	"github.com/hyper2kvm/hyper2kvm/daemon/jobs"
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/jobfile"
@@ -57,9 +58,24 @@ type Options struct {
 	Manager Manager
 	VMs     VMLister
 	Logger  *slog.Logger // nil discards
-	// Hosts are the names, beside those of the loopback, by which clients may
-	// address the daemon.
-	Hosts []string
+	// Audit gets a line for every change that was made or refused; nil
+	// discards.
+	Audit *slog.Logger
+	// Access says who may do what. Nil lets everybody do everything, as often
+	// as they like, and is for tests.
+	Access Access
+}
+
+// Access is what the API asks about the clients. Its methods are safe for
+// concurrent use.
+type Access interface {
+	// Identify tells who sends a request; see auth.Authenticator.
+	Identify(r *http.Request) (auth.Identity, error)
+	// Allow counts a request of a client; see auth.Limiter.
+	Allow(client string) (wait time.Duration, ok bool)
+	// KnownHost reports whether clients may address the daemon by a host's
+	// name or address, in lower case, beside those of the loopback.
+	KnownHost(host string) bool
 }
 
 // NewServer gives a server for h with the time limits that the API counts on:
@@ -67,7 +83,7 @@ type Options struct {
 func NewServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-		WriteTimeout: writeTimeout, MaxHeaderBytes: 64 << 10,
+		WriteTimeout: writeTimeout, MaxHeaderBytes: 64 << 10, ConnContext: auth.ConnContext,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 }
@@ -77,32 +93,46 @@ func NewHandler(opts Options) http.Handler {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
+	if opts.Audit == nil {
+		opts.Audit = slog.New(slog.DiscardHandler)
+	}
+	if opts.Access == nil {
+		opts.Access = everybody{}
+	}
 	a := &api{opts: opts, log: opts.Logger}
 	mux := http.NewServeMux()
 	// Paths are registered without a method, so that the adapter answers a
 	// wrong one, too, in the API's own way.
-	for _, r := range []struct {
-		method, path string
-		handle       handler
-	}{
-		{http.MethodGet, "/health", a.health},
-		{http.MethodGet, "/status", a.status},
-		{http.MethodPost, "/jobs/submit", a.submit},
-		{http.MethodPost, "/jobs/query", a.query},
-		{http.MethodPost, "/jobs/cancel", a.cancel},
-		{http.MethodGet, "/jobs/{id}", a.job},
-		{http.MethodGet, "/jobs/{id}/logs", a.logs},
-		{http.MethodGet, "/jobs/{id}/events", a.events},
-		{http.MethodGet, "/events", a.events},
-		{http.MethodGet, "/vms", a.vms},
+	for _, r := range []route{
+		{http.MethodGet, "/health", "", a.health},
+		{http.MethodGet, "/status", auth.Viewer, a.status},
+		{http.MethodPost, "/jobs/submit", auth.Operator, a.submit},
+		{http.MethodPost, "/jobs/query", auth.Viewer, a.query},
+		{http.MethodPost, "/jobs/cancel", auth.Operator, a.cancel},
+		{http.MethodGet, "/jobs/{id}", auth.Viewer, a.job},
+		{http.MethodGet, "/jobs/{id}/logs", auth.Viewer, a.logs},
+		{http.MethodGet, "/jobs/{id}/events", auth.Viewer, a.events},
+		{http.MethodGet, "/events", auth.Viewer, a.events},
+		{http.MethodGet, "/vms", auth.Viewer, a.vms},
+		{"", "/", auth.Viewer, a.unknown},
 	} {
-		mux.Handle(r.path, a.adapt(r.method, r.handle))
+		mux.Handle(r.path, a.adapt(r))
 	}
-	mux.Handle("/", a.adapt("", func(_ http.ResponseWriter, r *http.Request) (any, error) {
-		return nil, &failure{status: http.StatusNotFound, code: "not_found", message: fmt.Sprintf("there is no %.200q", r.URL.Path),
-			details: "see /health, /status, /jobs/submit, /jobs/query, /jobs/{id}, /jobs/cancel, /events, /vms"}
-	}))
-	return a.outer(guard(opts.Hosts, a, mux))
+	return a.outer(guard(opts.Access.KnownHost, a, mux))
+}
+
+// route is one path of the API. An empty method takes any. Role is what its
+// client must have; the empty one is for what is open to everybody. What asks
+// for an operator is a change, and is written into the audit log.
+type route struct {
+	method, path string
+	role         auth.Role
+	handle       handler
+}
+
+func (a *api) unknown(_ http.ResponseWriter, r *http.Request) (any, error) {
+	return nil, &failure{status: http.StatusNotFound, code: "not_found", message: fmt.Sprintf("there is no %.200q", r.URL.Path),
+		details: "see /health, /status, /jobs/submit, /jobs/query, /jobs/{id}, /jobs/cancel, /events, /vms"}
 }
 
 type api struct {
@@ -129,10 +159,20 @@ type failure struct {
 
 func (f *failure) Error() string { return f.message }
 
-// adapt makes a handler an http.Handler: it checks the method and writes what
-// the handler returns. An empty method takes any.
-func (a *api) adapt(method string, h handler) http.Handler {
+// adapt makes a route an http.Handler: it checks who asks and the method, and
+// writes what the handler returns.
+func (a *api) adapt(route route) http.Handler {
+	method := route.method
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r, err := a.admit(w, r, route)
+		if err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		if r.ContentLength > MaxBody {
+			a.fail(w, r, errTooLarge())
+			return
+		}
 		if method != "" && r.Method != method && (method != http.MethodGet || r.Method != http.MethodHead) {
 			allow := method
 			if method == http.MethodGet {
@@ -143,7 +183,7 @@ func (a *api) adapt(method string, h handler) http.Handler {
 				message: fmt.Sprintf("%s does not take %.20q", r.URL.Path, r.Method), details: "use " + allow})
 			return
 		}
-		value, err := h(w, r)
+		value, err := route.handle(w, r)
 		switch v := value.(type) {
 		case nil:
 			if err != nil {
@@ -170,8 +210,6 @@ func (a *api) write(w http.ResponseWriter, r *http.Request, status int, body any
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	if _, err := w.Write(append(data, '\n')); err != nil {
 		a.log.Debug("could not write an answer", slog.String("path", r.URL.Path), slog.String("error", err.Error()))
@@ -228,6 +266,7 @@ func (a *api) outer(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
 		rec := &recorder{ResponseWriter: w}
+		secure(w.Header())
 		defer func() {
 			if p := recover(); p != nil {
 				if p == http.ErrAbortHandler {
@@ -303,6 +342,11 @@ func (a *api) submit(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	out := submitted{SubmitResponse: models.SubmitResponse{JobIDs: []string{}, Errors: []string{}}}
+	// Deferred, so that a batch that ends in a panic is on record as far as it
+	// came.
+	defer func() {
+		a.audit(r, "submit", out.JobIDs, fmt.Sprintf("accepted %d, rejected %d", out.Accepted, out.Rejected))
+	}()
 	var first error
 	reject := func(name string, err error) {
 		if first == nil {
@@ -372,7 +416,13 @@ func (a *api) cancel(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err := readJSON(w, r, &q); err != nil {
 		return nil, err
 	}
-	return a.opts.Manager.Cancel(r.Context(), q.JobIDs)
+	out, err := a.opts.Manager.Cancel(r.Context(), q.JobIDs)
+	if err != nil {
+		a.audit(r, "cancel", nil, "failed")
+		return nil, err
+	}
+	a.audit(r, "cancel", out.Cancelled, fmt.Sprintf("cancelled %d, failed %d", len(out.Cancelled), len(out.Failed)))
+	return out, nil
 }
 
 // vms lists the virtual machines that match a pattern; see models.VM.Matches.
@@ -410,8 +460,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	}
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, &failure{status: http.StatusRequestEntityTooLarge, code: "too_large",
-			message: fmt.Sprintf("the body is larger than %d bytes", MaxBody), details: "split the batch"}
+		return nil, errTooLarge()
 	}
 	if err != nil {
 		return nil, &failure{status: http.StatusBadRequest, code: "invalid", message: "the body could not be read to its end"}
@@ -420,6 +469,11 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		return nil, fmt.Errorf("clear read deadline: %w", err)
 	}
 	return data, nil
+}
+
+func errTooLarge() error {
+	return &failure{status: http.StatusRequestEntityTooLarge, code: "too_large",
+		message: fmt.Sprintf("the body is larger than %d bytes", MaxBody), details: "split the batch"}
 }
 
 // readJSON reads one JSON object and refuses what it does not know.

@@ -35,8 +35,6 @@ func (a *api) events(w http.ResponseWriter, r *http.Request) (any, error) {
 	defer sub.Close()
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Accel-Buffering", "no") // nginx would collect events otherwise
 	if r.Method == http.MethodHead {
 		w.WriteHeader(http.StatusOK)
@@ -44,7 +42,15 @@ func (a *api) events(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	s := stream{w: w, rc: http.NewResponseController(w)}
 	err = s.send([]byte(": hyper2kvm\n\n"))
+	asked := time.Now()
 	for err == nil {
+		// A stream outlives the token it was opened with, unless asked again.
+		if now := time.Now(); now.Sub(asked) >= heartbeat {
+			asked = now
+			if _, err = a.opts.Access.Identify(r); err != nil {
+				break
+			}
+		}
 		var e models.Event
 		wait, cancel := context.WithTimeout(ctx, heartbeat)
 		e, err = sub.Next(wait)

@@ -13,18 +13,15 @@ import (
 // Such a page reaches the loopback in two ways: under its own name, after that
 // has been pointed at 127.0.0.1 (DNS rebinding; the Host header tells), or
 // directly, from its own origin (the Origin header tells).
-func guard(hosts []string, a *api, next http.Handler) http.Handler {
-	allowed := map[string]bool{"localhost": true}
-	for _, h := range hosts {
-		allowed[strings.ToLower(h)] = true
-	}
+func guard(known func(host string) bool, a *api, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		forbid := func(what, value string) {
 			a.fail(w, r, &failure{status: http.StatusForbidden, code: "forbidden",
-				message: fmt.Sprintf("the %s %.100q is not this daemon's", what, value), details: "address it as localhost"})
+				message: fmt.Sprintf("the %s %.100q is not this daemon's", what, value),
+				details: "address it as localhost, or name it under hosts in the daemon's configuration"})
 		}
 		host := hostname(r.Host)
-		if ip, err := netip.ParseAddr(host); !allowed[host] && (err != nil || !ip.Unmap().IsLoopback()) {
+		if !loopback(host) && !known(host) {
 			forbid("host", r.Host)
 			return
 		}
@@ -32,13 +29,19 @@ func guard(hosts []string, a *api, next http.Handler) http.Handler {
 		origins := r.Header.Values("Origin")
 		for _, o := range origins {
 			u, err := url.Parse(o)
-			if err != nil || len(origins) > 1 || u.Scheme != "http" && u.Scheme != "https" || !strings.EqualFold(u.Host, r.Host) {
+			// Without TLS a proxy before the daemon may have it.
+			if err != nil || len(origins) > 1 || u.Scheme != "https" && (u.Scheme != "http" || r.TLS != nil) || !strings.EqualFold(u.Host, r.Host) {
 				forbid("origin", o)
 				return
 			}
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+func loopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
 // hostname gives the host of a Host header without port and brackets, in

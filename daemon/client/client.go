@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -44,7 +45,8 @@ const (
 // use.
 type Client struct {
 	// BaseURL is the daemon's address, "http://host:port"; the scheme may be
-	// left out. Empty means DefaultURL.
+	// left out. A daemon on a unix socket is "unix:///path" or, with the path's
+	// slashes escaped as %2F, "http+unix://path". Empty means DefaultURL.
 	BaseURL string
 	// Token is sent as a bearer token when it is not empty. It is not sent
 	// without TLS to a host other than the loopback.
@@ -52,13 +54,15 @@ type Client struct {
 	// RootCAs are the certificates an https daemon is verified by; nil means
 	// the system's.
 	RootCAs *x509.CertPool
-	// Transport replaces the HTTP transport, for tests.
+	// Transport replaces the HTTP transport, for tests. A unix socket does
+	// without.
 	Transport http.RoundTripper
 
-	once sync.Once
-	base *url.URL
-	err  error
-	http *http.Client
+	once   sync.Once
+	base   *url.URL
+	socket string // path of a unix socket, empty for TCP
+	err    error
+	http   *http.Client
 }
 
 // Error is an error answer of the daemon: its HTTP status and the body's
@@ -271,7 +275,14 @@ func (c *Client) do(ctx context.Context, what, method, path string, body []byte,
 }
 
 func (c *Client) setup() {
-	c.base, c.err = parseBase(c.BaseURL)
+	if c.socket, c.err = parseSocket(c.BaseURL); c.err != nil {
+		return
+	}
+	address := c.BaseURL
+	if c.socket != "" {
+		address = "http://localhost" // for the Host header
+	}
+	c.base, c.err = parseBase(address)
 	if c.err != nil {
 		return
 	}
@@ -284,6 +295,13 @@ func (c *Client) setup() {
 	if transport == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		t.TLSClientConfig = &tls.Config{RootCAs: c.RootCAs, MinVersion: tls.VersionTLS12}
+		if c.socket != "" {
+			t.Proxy = nil
+			t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+				var d net.Dialer
+				return d.DialContext(ctx, "unix", c.socket)
+			}
+		}
 		transport = t
 	}
 	c.http = &http.Client{
@@ -291,6 +309,38 @@ func (c *Client) setup() {
 		// A redirect could carry the token elsewhere; the daemon never sends one.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+}
+
+// parseSocket gives the path of an address that names a unix socket, "" for
+// one that does not.
+func parseSocket(s string) (string, error) {
+	bad := func(why string) (string, error) {
+		return "", problem.New(problem.Invalid, "read the daemon's address", errors.New(why), "give it as unix:///run/hyper2kvm/hyper2kvmd.sock")
+	}
+	escaped, ok := strings.CutPrefix(s, "http+unix://")
+	if !ok {
+		if escaped, ok = strings.CutPrefix(s, "unix://"); !ok {
+			return "", nil
+		}
+	}
+	path, err := url.PathUnescape(escaped)
+	switch {
+	case err != nil:
+		return bad("it is no URL")
+	case !strings.HasPrefix(path, "/"):
+		return bad("the socket's path is not absolute")
+	case strings.ContainsAny(escaped, "?#") || strings.ContainsRune(path, 0):
+		return bad("it holds a query")
+	}
+	return path, nil
+}
+
+// address is where the daemon is, as it may be shown.
+func (c *Client) address() string {
+	if c.socket != "" {
+		return "unix://" + c.socket
+	}
+	return c.base.Redacted()
 }
 
 func parseBase(s string) (*url.URL, error) {
@@ -339,10 +389,14 @@ func (c *Client) failed(ctx context.Context, what string, err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err // the address is named below
 	}
-	address := c.base.Redacted()
+	address := c.address()
 	advice := "start hyper2kvmd, or set -daemon or H2KVMD_URL to where it runs"
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		advice = "give the daemon's CA certificate with -ca-cert"
+	}
+	if errors.Is(err, fs.ErrPermission) && c.socket != "" {
+		return problem.New(problem.Unauthorized, what, fmt.Errorf("reach daemon at %s: %w", address, err),
+			"use a user that the socket's permissions let in, the daemon's group for instance")
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = errors.New("no answer in time")

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -47,6 +48,47 @@ func TestAddresses(t *testing.T) {
 		if err != nil || u.String() != want {
 			t.Errorf("%q: %v, %v", in, u, err)
 		}
+	}
+}
+
+func TestUnixSocket(t *testing.T) {
+	for in, want := range map[string]string{
+		"unix:///run/a.sock": "/run/a.sock", "http+unix://%2Frun%2Fa.sock": "/run/a.sock", "http+unix:///run/a b": "/run/a b",
+		"http://h": "", "h:1": "", "": "",
+	} {
+		if got, err := parseSocket(in); got != want || err != nil {
+			t.Errorf("%q: %q, %v", in, got, err)
+		}
+	}
+	for _, in := range []string{"unix://run/a", "unix://", "unix:///a?x", "http+unix://%2", "unix:///a%00"} {
+		if _, err := (&Client{BaseURL: in}).Health(t.Context()); problem.KindOf(err) != problem.Invalid || !strings.Contains(err.Error(), "unix:///run/") {
+			t.Errorf("%q: %v", in, err)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Host != "localhost" || r.Header.Get("Authorization") != "Bearer t0ken" {
+			t.Errorf("host %q, header %v", r.Host, r.Header)
+		}
+		fmt.Fprint(w, `{"status":"healthy"}`)
+	}))
+	srv.Listener.Close()
+	srv.Listener = l
+	srv.Start()
+	defer srv.Close()
+	// A token may go over a socket: nobody else hears it.
+	c := &Client{BaseURL: "unix://" + path, Token: "t0ken"}
+	defer c.Close()
+	if h, err := c.Health(t.Context()); err != nil || h.Status != "healthy" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	gone := &Client{BaseURL: "unix://" + path + "x"}
+	if _, err := gone.Health(t.Context()); problem.KindOf(err) != problem.Unreachable || !strings.Contains(err.Error(), "unix://"+path+"x") {
+		t.Errorf("no socket: %v", err)
 	}
 }
 

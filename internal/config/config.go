@@ -7,14 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
-	"github.com/hyper2kvm/hyper2kvm/internal/jobfile"
 	"github.com/hyper2kvm/hyper2kvm/internal/jobfile/strict"
 	"github.com/hyper2kvm/hyper2kvm/internal/logging"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
@@ -22,9 +23,17 @@ import (
 
 // Defaults of the settings.
 const (
+	// DefaultFile is read when it exists and no other is named.
+	DefaultFile       = "/etc/hyper2kvm/hyper2kvmd.yaml"
 	DefaultAddr       = "localhost:8080"
 	DefaultMaxRunning = 4
 	MaxRunningLimit   = 64
+	DefaultLogLevel   = "info"
+	// DefaultPerSecond and DefaultBurst are far above what a person, a script
+	// that waits for jobs, or a dashboard asks for.
+	DefaultPerSecond = 100
+	DefaultBurst     = 200
+	maxRate          = 1_000_000
 )
 
 // maxSecret bounds a password file, in bytes.
@@ -65,52 +74,190 @@ type VCenter struct {
 	KnownHosts string   // file of thumbprints, as govc writes it
 }
 
-// Config is everything hyper2kvmd can be told.
+// TLS names the files of the daemon's certificate, PEM, absolute.
+type TLS struct {
+	Cert, Key string   // both, or neither: no TLS
+	ClientCA  string   // who issues client certificates; empty: they are not asked for
+	Viewers   []string // common names of client certificates that may look only
+}
+
+// RateLimit bounds how often each client may ask.
+type RateLimit struct {
+	PerSecond int // requests on the long run; 0: no limit
+	Burst     int // requests at once
+}
+
+// Config is everything hyper2kvmd can be told. All paths are absolute.
 type Config struct {
-	Addr       string             // HOST:PORT to listen on
-	StateDir   string             // absolute, or empty: nothing is kept
-	MaxRunning int                // jobs at once, 1..64
-	Defaults   models.Options     // of jobs; nil fields are the built-in ones
-	VCenters   map[string]VCenter // by name
-	LogFormat  string             // logging.Text or logging.JSON
-	Debug      bool
-	File       string   // the file that was read; empty without one
-	Warnings   []string // what a log should say at the start
+	Addr        string             // HOST:PORT to listen on
+	UnixSocket  string             // to listen on as well; empty: none
+	Hosts       []string           // names by which clients may address the daemon, lower case
+	StateDir    string             // absolute, or empty: nothing is kept
+	MaxRunning  int                // jobs at once, 1..64
+	OutputRoots []string           // where jobs may write; empty: anywhere but system folders
+	TokensFile  string             // hashes of tokens; empty: none are asked for
+	TLS         TLS                // of addr
+	RateLimit   RateLimit          // of each client
+	Defaults    models.Options     // of jobs; nil fields are the built-in ones
+	VCenters    map[string]VCenter // by name
+	LogFormat   string             // logging.Text or logging.JSON
+	LogLevel    slog.Level
+	File        string   // the file that was read; empty without one
+	Warnings    []string // what a log should say at the start
 }
 
 // Flags are the settings given on the command line; a zero field was not
 // given.
 type Flags struct {
-	Addr       string
-	ConfigFile string
-	StateDir   string
-	MaxRunning int
-	LogFormat  string
-	Debug      bool
+	Addr        string
+	UnixSocket  string
+	ConfigFile  string
+	DefaultFile string // read when it exists and no other is named; empty: none
+	StateDir    string
+	MaxRunning  int
+	OutputRoots []string
+	TokensFile  string
+	TLS         TLS
+	LogFormat   string
+	Debug       bool
+	// NoCredentials leaves what only the service itself can read, systemd's
+	// credentials, for a warning: so that a configuration can be checked from
+	// a shell.
+	NoCredentials bool
 }
 
-// Load resolves the settings. Getenv is asked for H2KVMD_ADDR and
-// H2KVMD_CONFIG. Without a file's name no file is read. Errors are
+// Load resolves the settings: flag over environment over file over default.
+// Getenv is asked for H2KVMD_CONFIG, _ADDR, _UNIX_SOCKET, _STATE, _TOKENS_FILE,
+// _TLS_CERT, _TLS_KEY, _TLS_CLIENT_CA, _OUTPUT_ROOTS (joined by colons),
+// _MAX_RUNNING_JOBS, _LOG_FORMAT and _LOG_LEVEL, for CREDENTIALS_DIRECTORY and
+// for what the file names by username_env and password_env. Errors are
 // problem.Invalid and name file, line and key, never a password.
 func Load(flags Flags, getenv func(string) string) (Config, error) {
-	c := Config{Addr: DefaultAddr, MaxRunning: DefaultMaxRunning, LogFormat: logging.Text}
+	c, err := read(flags, getenv, credentials{getenv: getenv, lenient: flags.NoCredentials})
+	if err != nil {
+		return Config{}, err
+	}
+	return c.Config, nil
+}
+
+// TokensFile resolves the one setting that managing tokens needs, without
+// reading any secret: empty when none is set.
+func TokensFile(flags Flags, getenv func(string) string) (string, error) {
+	c, err := read(flags, getenv, credentials{skip: true})
+	return c.TokensFile, err
+}
+
+// reader is a Config while it is resolved.
+type reader struct {
+	Config
+	credentials credentials
+}
+
+func read(flags Flags, getenv func(string) string, cred credentials) (*reader, error) {
+	c := &reader{credentials: cred, Config: Config{
+		Addr: DefaultAddr, MaxRunning: DefaultMaxRunning, LogFormat: logging.Text,
+		RateLimit: RateLimit{DefaultPerSecond, DefaultBurst},
+	}}
 	c.File = first(flags.ConfigFile, getenv("H2KVMD_CONFIG"))
-	if c.File != "" {
-		if err := c.readFile(); err != nil {
-			return Config{}, problem.New(problem.Invalid, "read configuration "+c.File, err, "")
+	if c.File == "" && flags.DefaultFile != "" {
+		if _, err := os.Stat(flags.DefaultFile); !errors.Is(err, fs.ErrNotExist) {
+			c.File = flags.DefaultFile // whatever else is the matter, reading it says
 		}
 	}
-	c.Addr = first(flags.Addr, getenv("H2KVMD_ADDR"), c.Addr)
-	c.StateDir = first(flags.StateDir, c.StateDir)
-	c.LogFormat = first(flags.LogFormat, c.LogFormat)
-	c.Debug = flags.Debug
+	if c.File != "" {
+		abs, err := filepath.Abs(c.File)
+		if err != nil {
+			return c, problem.New(problem.Invalid, "read configuration "+c.File, err, "")
+		}
+		c.File = abs
+		if err := c.readFile(); err != nil {
+			return c, problem.New(problem.Invalid, "read configuration "+c.File, err, "")
+		}
+	}
+	if err := c.override(flags, getenv); err != nil {
+		return c, err
+	}
+	if err := c.check(); err != nil {
+		return c, problem.New(problem.Invalid, "check configuration", err, "")
+	}
+	return c, nil
+}
+
+// override takes what flags and environment say over what the file says. Their
+// relative paths are of the working folder.
+func (c *reader) override(flags Flags, getenv func(string) string) error {
+	fail := func(name string, err error) error {
+		return problem.New(problem.Invalid, "read environment", fmt.Errorf("%s: %w", name, err), "")
+	}
+	for _, s := range []struct {
+		to        *string
+		flag, env string
+		path      bool
+	}{
+		{&c.Addr, flags.Addr, "H2KVMD_ADDR", false},
+		{&c.UnixSocket, flags.UnixSocket, "H2KVMD_UNIX_SOCKET", true},
+		{&c.StateDir, flags.StateDir, "H2KVMD_STATE", true},
+		{&c.TokensFile, flags.TokensFile, "H2KVMD_TOKENS_FILE", true},
+		{&c.TLS.Cert, flags.TLS.Cert, "H2KVMD_TLS_CERT", true},
+		{&c.TLS.Key, flags.TLS.Key, "H2KVMD_TLS_KEY", true},
+		{&c.TLS.ClientCA, flags.TLS.ClientCA, "H2KVMD_TLS_CLIENT_CA", true},
+		{&c.LogFormat, flags.LogFormat, "H2KVMD_LOG_FORMAT", false},
+	} {
+		v := first(s.flag, getenv(s.env))
+		if v == "" {
+			continue
+		}
+		if s.path {
+			abs, err := filepath.Abs(v)
+			if err != nil {
+				return fail(s.env, err)
+			}
+			v = abs
+		}
+		*s.to = v
+	}
+	roots := flags.OutputRoots
+	if len(roots) == 0 {
+		roots = filepath.SplitList(getenv("H2KVMD_OUTPUT_ROOTS"))
+	}
+	if len(roots) > 0 {
+		c.OutputRoots = roots
+	}
+	if v := getenv("H2KVMD_MAX_RUNNING_JOBS"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			return fail("H2KVMD_MAX_RUNNING_JOBS", fmt.Errorf("%.40q is not a whole number", v))
+		}
+		c.MaxRunning = n
+	}
 	if flags.MaxRunning != 0 {
 		c.MaxRunning = flags.MaxRunning
 	}
-	if err := c.check(); err != nil {
-		return Config{}, problem.New(problem.Invalid, "check configuration", err, "")
+	if v := getenv("H2KVMD_LOG_LEVEL"); v != "" {
+		level, err := parseLevel(v)
+		if err != nil {
+			return fail("H2KVMD_LOG_LEVEL", err)
+		}
+		c.LogLevel = level
 	}
-	return c, nil
+	if flags.Debug {
+		c.LogLevel = slog.LevelDebug
+	}
+	return nil
+}
+
+func parseLevel(s string) (slog.Level, error) {
+	switch s {
+	case "debug":
+		return slog.LevelDebug, nil
+	case DefaultLogLevel:
+		return slog.LevelInfo, nil
+	case "warn":
+		return slog.LevelWarn, nil
+	case "error":
+		return slog.LevelError, nil
+	}
+	return 0, fmt.Errorf("is %.40q, want debug, info, warn or error", s)
 }
 
 func first(values ...string) string {
@@ -122,7 +269,7 @@ func first(values ...string) string {
 	return ""
 }
 
-func (c *Config) check() error {
+func (c *reader) check() error {
 	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
 		return fmt.Errorf("addr %q: want HOST:PORT: %w", c.Addr, err)
 	}
@@ -132,12 +279,13 @@ func (c *Config) check() error {
 	if c.LogFormat != logging.Text && c.LogFormat != logging.JSON {
 		return fmt.Errorf("log_format is %q, want %s or %s", c.LogFormat, logging.Text, logging.JSON)
 	}
-	if c.StateDir != "" {
-		abs, err := filepath.Abs(c.StateDir)
-		if err != nil {
-			return fmt.Errorf("state_dir %q: %w", c.StateDir, err)
-		}
-		c.StateDir = abs
+	switch t := c.TLS; {
+	case (t.Cert == "") != (t.Key == ""):
+		return errors.New("tls: cert and key belong together, one of them is missing")
+	case t.ClientCA != "" && t.Cert == "":
+		return errors.New("tls: client_ca needs cert and key")
+	case len(t.Viewers) > 0 && t.ClientCA == "":
+		return errors.New("tls: viewers needs client_ca")
 	}
 	return nil
 }
@@ -160,129 +308,8 @@ func readBounded(name string, limit int64) (data []byte, mode os.FileMode, err e
 	return data, info.Mode(), err
 }
 
-func (c *Config) readFile() error {
-	data, mode, err := readBounded(c.File, strict.MaxSize)
-	if err != nil {
-		return err
-	}
-	root, err := strict.Parse(data, strict.YAML)
-	if err != nil {
-		return err
-	}
-	var inline bool
-	err = walk(root, "", []string{"addr", "state_dir", "max_running_jobs", "log_format", "defaults", "vcenters"}, func(p strict.Pair) (err error) {
-		switch p.Key {
-		case "addr":
-			c.Addr, err = p.Text()
-		case "state_dir":
-			c.StateDir, err = p.Text()
-		case "max_running_jobs":
-			if c.MaxRunning, err = p.Int(); err == nil && (c.MaxRunning < 1 || c.MaxRunning > MaxRunningLimit) {
-				err = &strict.Error{Line: p.Line, Msg: fmt.Sprintf("is %d, want 1 to %d", c.MaxRunning, MaxRunningLimit)}
-			}
-		case "log_format":
-			c.LogFormat, err = p.Text()
-		case "defaults":
-			c.Defaults, err = jobfile.Options(p.Node, "defaults")
-		case "vcenters":
-			c.VCenters = map[string]VCenter{}
-			if p.Kind != strict.Map {
-				return &strict.Error{Line: p.Line, Msg: "want a map of names"}
-			}
-			for _, named := range p.Pairs {
-				v, plain, err := c.vcenter(named)
-				if err != nil {
-					return err
-				}
-				c.VCenters[named.Key] = v
-				inline = inline || plain
-			}
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if inline && mode.Perm()&0o077 != 0 {
-		c.Warnings = append(c.Warnings, fmt.Sprintf("the configuration holds a password and others may read it: chmod 600 %s", c.File))
-	}
-	return nil
-}
-
-// vcenter reads one named vCenter. Inline reports that its password stands in
-// the file itself.
-func (c *Config) vcenter(named strict.Pair) (v VCenter, inline bool, err error) {
-	where := "vcenters." + named.Key
-	fail := func(line int, msg string) error { return &strict.Error{Line: line, Msg: where + ": " + msg} }
-	if named.Key == "" {
-		return v, false, fail(named.Line, "the name is empty")
-	}
-	var passwordFile string
-	var fileLine int
-	keys := []string{"server", "username", "password", "password_file", "insecure", "datacenter", "ca_certs", "known_hosts"}
-	err = walk(named.Node, where, keys, func(p strict.Pair) (err error) {
-		var s string
-		switch p.Key {
-		case "server":
-			v.Server, err = p.Text()
-		case "username":
-			v.Username, err = p.Text()
-		case "password":
-			s, err = p.Text()
-			v.Password, inline = Secret(s), true
-		case "password_file":
-			passwordFile, err = p.Text()
-			fileLine = p.Line
-		case "insecure":
-			v.Insecure, err = p.Bool()
-		case "datacenter":
-			v.Datacenter, err = p.Text()
-		case "known_hosts":
-			s, err = p.Text()
-			v.KnownHosts = c.beside(s)
-		case "ca_certs":
-			items := p.Items
-			if p.Kind != strict.List {
-				items = []*strict.Node{p.Node}
-			}
-			for _, n := range items {
-				if s, err = n.Text(); err != nil {
-					return err
-				}
-				v.CACerts = append(v.CACerts, c.beside(s))
-			}
-		}
-		return err
-	})
-	switch {
-	case err != nil:
-		return v, false, err
-	case v.Server == "":
-		return v, false, fail(named.Line, "server is missing")
-	case strings.Contains(v.Server, "@"):
-		return v, false, fail(named.Line, "server holds credentials: use username and password_file")
-	case v.Username == "":
-		return v, false, fail(named.Line, "username is missing")
-	case inline && passwordFile != "":
-		return v, false, fail(fileLine, "give password or password_file, not both")
-	case !inline && passwordFile == "":
-		return v, false, fail(named.Line, "password or password_file is missing")
-	}
-	if passwordFile != "" {
-		data, _, err := readBounded(c.beside(passwordFile), maxSecret)
-		if err != nil {
-			return v, false, fail(fileLine, "password_file: "+err.Error())
-		}
-		v.Password = Secret(strings.TrimRight(string(data), "\r\n"))
-	}
-	if v.Password == "" {
-		return v, false, fail(named.Line, "the password is empty")
-	}
-	return v, inline, nil
-}
-
 // beside makes a relative name one beside the configuration file.
-func (c *Config) beside(name string) string {
+func (c *reader) beside(name string) string {
 	if name == "" || filepath.IsAbs(name) {
 		return name
 	}
@@ -312,8 +339,12 @@ func walk(n *strict.Node, where string, known []string, take func(strict.Pair) e
 			return &strict.Error{Line: p.Line, Msg: fmt.Sprintf("unknown key%s (known: %s)", in, strings.Join(known, ", "))}
 		}
 		err := take(p)
-		if e, ok := errors.AsType[*strict.Error](err); ok && !strings.HasPrefix(e.Msg, "vcenters.") && !strings.HasPrefix(e.Msg, "unknown key") {
-			return &strict.Error{Line: e.Line, Msg: prefix + p.Key + ": " + e.Msg}
+		full := prefix + p.Key
+		named := func(msg string) bool { // by a walk further in
+			return strings.HasPrefix(msg, full+".") || strings.HasPrefix(msg, full+" ") || strings.HasPrefix(msg, "unknown key")
+		}
+		if e, ok := errors.AsType[*strict.Error](err); ok && !named(e.Msg) {
+			return &strict.Error{Line: e.Line, Msg: full + ": " + e.Msg}
 		} else if err != nil {
 			return err
 		}

@@ -3,8 +3,10 @@ package config
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -47,7 +49,7 @@ func TestPrecedence(t *testing.T) {
 		t.Errorf("environment: %+v, %v", c, err)
 	}
 	c, err = Load(Flags{ConfigFile: path, Addr: "localhost:3", StateDir: "/s", MaxRunning: 1, LogFormat: "text", Debug: true}, env("H2KVMD_ADDR", "localhost:2"))
-	if err != nil || c.Addr != "localhost:3" || c.StateDir != "/s" || c.MaxRunning != 1 || c.LogFormat != "text" || !c.Debug {
+	if err != nil || c.Addr != "localhost:3" || c.StateDir != "/s" || c.MaxRunning != 1 || c.LogFormat != "text" || c.LogLevel != slog.LevelDebug {
 		t.Errorf("flags: %+v, %v", c, err)
 	}
 }
@@ -104,11 +106,26 @@ func TestFaults(t *testing.T) {
 		"vcenter key":    {v + "    pasword: topsecret\n", `line 5: unknown key "pasword" in vcenters.a (did you mean "password"?)`},
 		"vcenter flow":   {"vcenters: {a: {server: s, username: u, password: x, topsecret}}\n", "line 1: unknown key in vcenters.a"},
 		"vcenter type":   {v + "    password: [topsecret]\n", "line 5: vcenters.a.password: is a list, want text"},
-		"no password":    {v, "line 2: vcenters.a: password or password_file is missing"},
-		"two passwords":  {v + "    password: topsecret\n    password_file: x\n", "line 6: vcenters.a: give password or password_file, not both"},
+		"no password":    {v, "line 2: vcenters.a: password is missing: give password, password_file, password_credential, password_env"},
+		"two passwords":  {v + "    password: topsecret\n    password_file: x\n", "line 6: vcenters.a: give one of password and password_file, not both"},
 		"password file":  {v + "    password_file: nowhere\n", "line 5: vcenters.a: password_file: open"},
-		"empty password": {v + "    password: \"\"\n", "line 2: vcenters.a: the password is empty"},
+		"empty password": {v + "    password: \"\"\n", "line 5: vcenters.a: password: the password is empty"},
 		"credentials":    {"vcenters:\n  a:\n    server: u:topsecret@s\n", "line 2: vcenters.a: server holds credentials"},
+		"env unset":      {v + "    password_env: topsecret\n", "line 5: vcenters.a: password_env: the environment variable is not set"},
+		"env name":       {v + "    password_env: a=topsecret\n", "line 5: vcenters.a: password_env: it is not the name"},
+		"no credentials": {v + "    password_credential: topsecret\n", "line 5: vcenters.a: password_credential: CREDENTIALS_DIRECTORY is not set"},
+		"no username":    {"vcenters:\n  a:\n    server: s\n", "line 2: vcenters.a: username is missing: give username, username_file"},
+		"two usernames":  {v + "    username_env: X\n    password: topsecret\n", "line 5: vcenters.a: give one of username and username_env, not both"},
+		"half of tls":    {"tls: {cert: a}\n", "tls: cert and key belong together"},
+		"ca alone":       {"tls: {client_ca: a}\n", "tls: client_ca needs cert and key"},
+		"viewers alone":  {"tls: {cert: a, key: b, viewers: [x]}\n", "tls: viewers needs client_ca"},
+		"tls key":        {"tls:\n  crt: a\n", `line 2: unknown key "crt" in tls (did you mean "cert"?)`},
+		"tls type":       {"tls: yes please\n", "line 1: tls is text, want a map"},
+		"rate":           {"rate_limit:\n  per_second: -1\n", "line 2: rate_limit.per_second: is -1, want 0 to 1000000"},
+		"burst":          {"rate_limit:\n  burst: 0\n", "line 2: rate_limit.burst: is 0, want 1 to 1000000"},
+		"level":          {"log_level: loud\n", `line 1: log_level: is "loud", want debug, info, warn or error`},
+		"empty root":     {"output_roots:\n- /a\n- \"\"\n", "line 3: output_roots: is empty"},
+		"root type":      {"output_roots: [3]\n", "line 1: output_roots: is a whole number, want text"},
 		"no server":      {"vcenters:\n  a:\n    username: u\n", "line 2: vcenters.a: server is missing"},
 		"alias":          {"addr: *topsecret\n", "aliases are not taken"},
 		"empty":          {"", "the document is empty"},
@@ -122,5 +139,102 @@ func TestFaults(t *testing.T) {
 	}
 	if _, err := Load(Flags{ConfigFile: "/nowhere/c.yaml"}, env()); problem.KindOf(err) != problem.Invalid {
 		t.Errorf("missing file: %v", err)
+	}
+}
+
+func TestAccessSettings(t *testing.T) {
+	path := file(t, "c.yaml", "unix_socket: run/sock\nhosts: [KVM1.example.com]\noutput_roots: [/srv/a, /srv/b]\ntokens_file: tokens\n"+
+		"tls:\n  cert: /t/c.pem\n  key: k.pem\n  client_ca: ca.pem\n  viewers: board\nrate_limit:\n  per_second: 5\nlog_level: warn\n")
+	dir := filepath.Dir(path)
+	c, err := Load(Flags{ConfigFile: path}, env())
+	want := Config{
+		Addr: DefaultAddr, UnixSocket: dir + "/run/sock", Hosts: []string{"kvm1.example.com"}, MaxRunning: DefaultMaxRunning,
+		OutputRoots: []string{"/srv/a", "/srv/b"}, TokensFile: dir + "/tokens",
+		TLS:       TLS{Cert: "/t/c.pem", Key: dir + "/k.pem", ClientCA: dir + "/ca.pem", Viewers: []string{"board"}},
+		RateLimit: RateLimit{5, DefaultBurst}, LogFormat: "text", LogLevel: slog.LevelWarn, File: path,
+	}
+	if err != nil || !reflect.DeepEqual(c, want) {
+		t.Errorf("file: %+v, %v", c, err)
+	}
+	vars := env("H2KVMD_UNIX_SOCKET", "/e/s", "H2KVMD_STATE", "/e/state", "H2KVMD_TOKENS_FILE", "/e/t", "H2KVMD_TLS_CERT", "/e/c", "H2KVMD_TLS_KEY", "/e/k",
+		"H2KVMD_TLS_CLIENT_CA", "/e/ca", "H2KVMD_OUTPUT_ROOTS", "/e/1:/e/2", "H2KVMD_MAX_RUNNING_JOBS", "9", "H2KVMD_LOG_FORMAT", "json", "H2KVMD_LOG_LEVEL", "error")
+	c, err = Load(Flags{ConfigFile: path}, vars)
+	want.UnixSocket, want.StateDir, want.TokensFile, want.OutputRoots = "/e/s", "/e/state", "/e/t", []string{"/e/1", "/e/2"}
+	want.TLS = TLS{"/e/c", "/e/k", "/e/ca", []string{"board"}}
+	want.MaxRunning, want.LogFormat, want.LogLevel = 9, "json", slog.LevelError
+	if err != nil || !reflect.DeepEqual(c, want) {
+		t.Errorf("environment: %+v, %v", c, err)
+	}
+	t.Chdir(dir)
+	c, err = Load(Flags{ConfigFile: path, UnixSocket: "s", TokensFile: "/f/t", TLS: TLS{Cert: "/f/c", Key: "/f/k"}, OutputRoots: []string{"/f/1"}, MaxRunning: 2}, vars)
+	want.UnixSocket, want.TokensFile, want.OutputRoots, want.MaxRunning = dir+"/s", "/f/t", []string{"/f/1"}, 2
+	want.TLS.Cert, want.TLS.Key = "/f/c", "/f/k"
+	if err != nil || !reflect.DeepEqual(c, want) {
+		t.Errorf("flags: %+v, %v", c, err)
+	}
+	for name, value := range map[string]string{"H2KVMD_MAX_RUNNING_JOBS": "many", "H2KVMD_LOG_LEVEL": "loud"} {
+		if _, err := Load(Flags{}, env(name, value)); problem.KindOf(err) != problem.Invalid || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if c, err := Load(Flags{ConfigFile: "c.yaml"}, env()); err != nil || c.File != path || c.TokensFile != dir+"/tokens" {
+		t.Errorf("relative: %+v, %v", c, err)
+	}
+	// The default file: read when it is there, an error when it cannot be read.
+	if c, err := Load(Flags{DefaultFile: path}, env()); err != nil || c.File != path {
+		t.Errorf("default file: %+v, %v", c, err)
+	}
+	if c, err := Load(Flags{DefaultFile: dir + "/nowhere"}, env()); err != nil || c.File != "" {
+		t.Errorf("no default file: %+v, %v", c, err)
+	}
+	if _, err := Load(Flags{DefaultFile: dir}, env()); problem.KindOf(err) != problem.Invalid {
+		t.Errorf("default file that is a folder: %v", err)
+	}
+}
+
+func TestCredentials(t *testing.T) {
+	creds := t.TempDir()
+	for name, content := range map[string]string{"berlin": "from systemd\n", "user": "u1\r\n", "big": strings.Repeat("x", maxSecret+1)} {
+		if err := os.WriteFile(filepath.Join(creds, name), []byte(content), 0o400); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := file(t, "c.yaml", "tokens_file: t\nvcenters:\n  a:\n    server: s\n    username_file: "+creds+"/user\n    password_credential: berlin\n"+
+		"  b:\n    server: s\n    username_credential: user\n    password_env: PW\n"+
+		"  c:\n    server: s\n    username_env: USER1\n    password_file: "+creds+"/berlin\n")
+	vars := env("CREDENTIALS_DIRECTORY", creds, "PW", "from env", "USER1", "u2")
+	c, err := Load(Flags{ConfigFile: path}, vars)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][2]string{"a": {"u1", "from systemd"}, "b": {"u1", "from env"}, "c": {"u2", "from systemd"}} {
+		if v := c.VCenters[name]; v.Username != want[0] || v.Password.Reveal() != want[1] {
+			t.Errorf("%s: %s %s", name, v.Username, v.Password.Reveal())
+		}
+	}
+	if len(c.Warnings) != 0 {
+		t.Error(c.Warnings)
+	}
+	if err := os.Chmod(creds+"/berlin", 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = Load(Flags{ConfigFile: path}, vars); err != nil || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "chmod o=") {
+		t.Errorf("readable by all: %v, %v", c.Warnings, err)
+	}
+	// From a shell the service's credentials are not there: a check says so
+	// and goes on.
+	c, err = Load(Flags{ConfigFile: path, NoCredentials: true}, env("PW", "x", "USER1", "y"))
+	if err != nil || len(c.Warnings) != 3 || !strings.Contains(c.Warnings[0], "password_credential of vcenters.a") {
+		t.Errorf("lenient: %v, %v", c.Warnings, err)
+	}
+	// Managing tokens reads no secret at all.
+	if f, err := TokensFile(Flags{ConfigFile: path}, env()); err != nil || f != filepath.Join(filepath.Dir(path), "t") {
+		t.Errorf("tokens file: %q, %v", f, err)
+	}
+	for in, want := range map[string]string{"../berlin": "without its folder", "..": "without its folder", "nowhere": "no such file", "big": "larger than"} {
+		path := file(t, "c.yaml", "vcenters:\n  a:\n    server: s\n    username: u\n    password_credential: \""+in+"\"\n")
+		if _, err := Load(Flags{ConfigFile: path}, vars); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", in, err)
+		}
 	}
 }

@@ -63,6 +63,7 @@ func TestForeignImports(t *testing.T) {
 		{"github.com/vmware/govmomi", []string{"vsphere", "internal/lab"}, "everything else gets plain Go values"},
 		{"github.com/pterm/pterm", []string{"internal/cli"}, "pterm writes escapes into pipes unless it sits behind the terminal check"},
 		{"github.com/urfave/cli/v3", []string{"internal/cli"}, "only command lines parse flags"},
+		{"golang.org/x/time", []string{"daemon/auth"}, "clients are limited in one place"},
 		{"libvirt.org/go/libvirtxml", []string{"internal/libvirt"}, "domain XML is made in one place"},
 		{"gopkg.in/yaml.v3", []string{"internal/jobfile", "internal/config"}, "YAML is an input format, read strictly in one place each"},
 	}
@@ -94,6 +95,8 @@ func TestRooms(t *testing.T) {
 		"internal/output":       {[]string{"internal/problem"}, "the folder knows nothing of what is in the files"},
 		"internal/export":       {[]string{"internal/image", "internal/output", "internal/ovf", "internal/problem", "internal/stream", "progress"}, "the pipeline takes interfaces: no vSphere, no daemon"},
 		"vsphere":               {[]string{"internal/problem"}, "it answers plain Go values"},
+		"daemon/auth":           {[]string{"internal/problem"}, "who a client is has nothing to do with routes and jobs"},
+		"daemon/roots":          {[]string{"internal/problem"}, "it judges paths"},
 		"daemon/client":         {[]string{"daemon/models", "internal/problem"}, "h2kvmctl must stay small"},
 		"daemon/jobs":           {[]string{"daemon/models", "daemon/store", "internal/logging", "internal/problem", "progress"}, "the queue knows neither vSphere nor SQL"},
 		"internal/boottest":     {nil, "it reads domain XML as QEMU's side does, not as the code that wrote it meant it"},

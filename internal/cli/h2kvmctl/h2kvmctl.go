@@ -58,7 +58,7 @@ func (a *app) root() *cli.Command {
 		EnableShellCompletion:           true,
 		ConfigureShellCompletionCommand: configureCompletion,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "daemon", OnlyOnce: true, Usage: "`URL` of the daemon (env H2KVMD_URL; default " + client.DefaultURL + ")"},
+			&cli.StringFlag{Name: "daemon", OnlyOnce: true, Usage: "`URL` of the daemon, unix:///PATH for its socket (env H2KVMD_URL; default " + client.DefaultURL + ")"},
 			&cli.StringFlag{Name: "token-file", OnlyOnce: true, Usage: "`FILE` that holds the access token (env H2KVMD_TOKEN_FILE, or the token itself in H2KVMD_TOKEN)"},
 			&cli.StringFlag{Name: "ca-cert", OnlyOnce: true, Usage: "`FILE` with the certificates (PEM) that an https daemon is verified by"},
 			&cli.BoolFlag{Name: "json", Usage: "print the daemon's answer as JSON"},

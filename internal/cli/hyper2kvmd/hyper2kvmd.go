@@ -5,8 +5,12 @@ package hyper2kvmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/urfave/cli/v3"
 
@@ -27,8 +31,12 @@ const name = "hyper2kvmd"
 // ctx ends, and gives the exit code: exit.OK after a clean stop. The log goes
 // to io.Err; banner and table of endpoints to io.Out, if that is a terminal.
 func Run(ctx context.Context, args []string, io term.IO) int {
+	io, written := io.Checked()
 	d := &command{io: io}
 	err := d.root().Run(ctx, append([]string{name}, args...))
+	if err == nil {
+		err = written()
+	}
 	// The end of ctx is the normal way to stop: an error after it is one.
 	return exit.Report(context.WithoutCancel(ctx), io.Err, err)
 }
@@ -42,16 +50,33 @@ func (d *command) root() *cli.Command {
 		Usage:   "serve a queue of exports with a REST API",
 		Version: models.Version,
 		Description: "Jobs that name no vCenter use the one of the environment: GOVC_URL, GOVC_USERNAME,\n" +
-			"GOVC_PASSWORD, GOVC_INSECURE, GOVC_DATACENTER, GOVC_TLS_CA_CERTS, GOVC_TLS_KNOWN_HOSTS.\n" +
+			"GOVC_PASSWORD, GOVC_INSECURE, GOVC_DATACENTER, GOVC_TLS_CA_CERTS, GOVC_TLS_KNOWN_HOSTS.\n\n" +
+			"Without tokens and TLS only this machine is served. To serve others, give -tls-cert and\n" +
+			"-tls-key, and -tokens-file (made by `hyper2kvmd token add`) or -tls-client-ca.\n\n" +
+			"SIGHUP reads the configuration again: log level, tokens, certificates, vCenters, hosts,\n" +
+			"defaults, output roots and the rate limit change; what does not is said in the log.\n" +
 			"SIGINT and SIGTERM stop it: running jobs are cancelled and give their leases back.",
 		Writer: d.io.Out, ErrWriter: d.io.Err, Reader: d.io.In,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "addr", OnlyOnce: true, Usage: "listen on `HOST:PORT` (env H2KVMD_ADDR; default " + config.DefaultAddr + ")"},
-			&cli.StringFlag{Name: "config", OnlyOnce: true, Usage: "read the configuration from `FILE` (env H2KVMD_CONFIG)"},
-			&cli.StringFlag{Name: "state", OnlyOnce: true, Usage: "keep state in the folder `DIR`"},
-			&cli.StringFlag{Name: "log-format", OnlyOnce: true, Usage: "write the log as `FORMAT`: text or json"},
-			&cli.BoolFlag{Name: "debug", Usage: "log more"},
+			&cli.StringFlag{Name: "addr", OnlyOnce: true, Local: true, Usage: "listen on `HOST:PORT` (env H2KVMD_ADDR; default " + config.DefaultAddr + ")"},
+			&cli.StringFlag{Name: "unix-socket", OnlyOnce: true, Local: true, Usage: "listen on the unix socket `FILE`, too; its permissions rule who may use it (env H2KVMD_UNIX_SOCKET)"},
+			&cli.StringFlag{Name: "config", OnlyOnce: true, Usage: "read the configuration from `FILE` (env H2KVMD_CONFIG; default " + config.DefaultFile + " if it exists)"},
+			&cli.StringFlag{Name: "state", OnlyOnce: true, Local: true, Usage: "keep state in the folder `DIR` (env H2KVMD_STATE)"},
+			&cli.StringSliceFlag{Name: "output-root", Local: true, Usage: "let jobs write below the folder `DIR` only; may be repeated (env H2KVMD_OUTPUT_ROOTS, joined by colons)"},
+			&cli.IntFlag{Name: "max-running-jobs", OnlyOnce: true, Local: true, Usage: fmt.Sprintf("run `N` jobs at once, 1 to %d (env H2KVMD_MAX_RUNNING_JOBS; default %d)", config.MaxRunningLimit, config.DefaultMaxRunning), HideDefault: true},
+			&cli.StringFlag{Name: "tokens-file", OnlyOnce: true, Usage: "ask for tokens, whose hashes are in `FILE` (env H2KVMD_TOKENS_FILE)"},
+			&cli.StringFlag{Name: "tls-cert", OnlyOnce: true, Local: true, Usage: "serve HTTPS with the certificate and its chain in `FILE` (PEM; env H2KVMD_TLS_CERT)"},
+			&cli.StringFlag{Name: "tls-key", OnlyOnce: true, Local: true, Usage: "its key is in `FILE` (PEM; env H2KVMD_TLS_KEY)"},
+			&cli.StringFlag{Name: "tls-client-ca", OnlyOnce: true, Local: true, Usage: "let clients in by certificates of the authority in `FILE` (PEM; env H2KVMD_TLS_CLIENT_CA)"},
+			&cli.StringFlag{Name: "log-format", OnlyOnce: true, Local: true, Usage: "write the log as `FORMAT`: text or json (env H2KVMD_LOG_FORMAT)"},
+			&cli.BoolFlag{Name: "debug", Local: true, Usage: "log more (env H2KVMD_LOG_LEVEL=debug)"},
+			&cli.BoolFlag{Name: "check-config", Local: true, Usage: "check the configuration and the files it names, and end"},
 			&cli.BoolFlag{Name: "no-color", Usage: "no banner and colours, also on a terminal (env NO_COLOR)"},
+		},
+		Commands: []*cli.Command{d.tokenCommand()},
+		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
+			d.io.NoColor = d.io.NoColor || cmd.Bool("no-color")
+			return ctx, nil
 		},
 		Action: d.serve,
 	}
@@ -59,37 +84,93 @@ func (d *command) root() *cli.Command {
 	return root
 }
 
+// flags gives what the command line says.
+func flags(cmd *cli.Command) config.Flags {
+	return config.Flags{
+		Addr: cmd.String("addr"), UnixSocket: cmd.String("unix-socket"),
+		ConfigFile: cmd.String("config"), DefaultFile: config.DefaultFile, StateDir: cmd.String("state"),
+		OutputRoots: cmd.StringSlice("output-root"), MaxRunning: cmd.Int("max-running-jobs"), TokensFile: cmd.String("tokens-file"),
+		TLS:       config.TLS{Cert: cmd.String("tls-cert"), Key: cmd.String("tls-key"), ClientCA: cmd.String("tls-client-ca")},
+		LogFormat: cmd.String("log-format"), Debug: cmd.Bool("debug"),
+	}
+}
+
 func (d *command) serve(ctx context.Context, cmd *cli.Command) (err error) {
 	if err := exit.NoArguments(cmd, "see "+name+" -help"); err != nil {
 		return err
 	}
-	d.io.NoColor = d.io.NoColor || cmd.Bool("no-color")
-	cfg, err := config.Load(config.Flags{
-		Addr: cmd.String("addr"), ConfigFile: cmd.String("config"), StateDir: cmd.String("state"),
-		LogFormat: cmd.String("log-format"), Debug: cmd.Bool("debug"),
-	}, d.io.Getenv)
+	if n := cmd.Int("max-running-jobs"); cmd.IsSet("max-running-jobs") && n == 0 {
+		return exit.UsageError(errors.New("-max-running-jobs is 0"), fmt.Sprintf("give 1 to %d", config.MaxRunningLimit))
+	}
+	given := flags(cmd)
+	if cmd.Bool("check-config") {
+		return d.check(ctx, given)
+	}
+	cfg, named, err := d.load(given)
 	if err != nil {
 		return err
+	}
+	level := &slog.LevelVar{}
+	level.Set(cfg.LogLevel)
+	log := slog.New(logging.New(d.io.Err, level, cfg.LogFormat))
+	// The audit log is complete whatever the level of the rest.
+	audit := slog.New(logging.New(d.io.Err, slog.LevelInfo, cfg.LogFormat))
+	jobs := &exchange{log: log, fresh: func(named map[string]vsphere.Config) worker {
+		return runner.New(runner.Options{
+			Default: func() (vsphere.Config, error) { return vsphere.ConfigFromEnv(d.io.Getenv) },
+			Named:   named, Logger: log,
+		})
+	}}
+	jobs.use(named)
+	defer jobs.close()
+
+	// From here on SIGHUP, which would end the process, asks for a reload.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	return daemon.Run(ctx, daemon.Options{
+		Config: cfg, Runner: jobs, VMLister: jobs, Logger: log, Audit: audit,
+		Ready:  func(addr string) { d.welcome(addr, cfg) },
+		Reload: hangups,
+		Load: func() (config.Config, func(), error) {
+			cfg, named, err := d.load(given)
+			return cfg, func() {
+				level.Set(cfg.LogLevel)
+				jobs.use(named)
+			}, err
+		},
+	})
+}
+
+// load reads the configuration with its vCenters.
+func (d *command) load(given config.Flags) (config.Config, map[string]vsphere.Config, error) {
+	cfg, err := config.Load(given, d.io.Getenv)
+	if err != nil {
+		return cfg, nil, err
 	}
 	named, err := vcenters(cfg)
+	return cfg, named, err
+}
+
+// check says whether the daemon could start, without starting it.
+func (d *command) check(ctx context.Context, given config.Flags) error {
+	given.NoCredentials = d.io.Getenv("CREDENTIALS_DIRECTORY") == ""
+	cfg, _, err := d.load(given)
 	if err != nil {
 		return err
 	}
-	level := slog.LevelInfo
-	if cfg.Debug {
-		level = slog.LevelDebug
+	if err := daemon.Check(ctx, cfg); err != nil {
+		return err
 	}
-	log := slog.New(logging.New(d.io.Err, level, cfg.LogFormat))
-	jobs := runner.New(runner.Options{
-		Default: func() (vsphere.Config, error) { return vsphere.ConfigFromEnv(d.io.Getenv) },
-		Named:   named, Logger: log,
-	})
-	defer func() { //nolint:contextcheck // logging out begins when ctx has ended
-		if cerr := jobs.Close(); cerr != nil {
-			log.Warn("could not log out", slog.String("error", cerr.Error()))
-		}
-	}()
-	return daemon.Run(ctx, daemon.Options{Config: cfg, Runner: jobs, VMLister: jobs, Logger: log, Ready: d.welcome})
+	for _, w := range cfg.Warnings {
+		d.io.Warn("%s", w)
+	}
+	file := cfg.File
+	if file == "" {
+		file = "no configuration file is used"
+	}
+	d.io.Success("The configuration is good: %s", file)
+	return nil
 }
 
 // vcenters gives the configuration's vCenters as vsphere takes them.
@@ -115,12 +196,15 @@ func vcenters(cfg config.Config) (map[string]vsphere.Config, error) {
 }
 
 // welcome shows on a terminal what the daemon at addr answers.
-func (d *command) welcome(addr string) {
+func (d *command) welcome(addr string, cfg config.Config) {
 	if !d.io.Styled() {
 		return
 	}
 	d.io.Banner(name, "Hypervisor to KVM Migration Daemon, version "+models.Version)
 	base := "http://" + addr
+	if cfg.TLS.Cert != "" {
+		base = "https://" + addr
+	}
 	d.io.Heading("Serving " + base)
 	d.io.Table([]string{"Endpoint", "Method", "Answers"}, [][]string{
 		{"/health", "GET", "whether it is alive"},
@@ -135,5 +219,11 @@ func (d *command) welcome(addr string) {
 		{"/vms", "GET", "virtual machines"},
 	})
 	d.io.Info("To use it: export H2KVMD_URL=%s", base)
+	if cfg.UnixSocket != "" {
+		d.io.Info("or:        export H2KVMD_URL=unix://%s", cfg.UnixSocket)
+	}
+	if cfg.TokensFile != "" {
+		d.io.Info("with a token of `%s token add` in H2KVMD_TOKEN", name)
+	}
 	d.io.Info("Ctrl-C stops the daemon")
 }

@@ -10,11 +10,14 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/hyper2kvm/hyper2kvm/daemon/client"
+	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
 )
 
@@ -137,5 +140,72 @@ func TestWrongUsage(t *testing.T) {
 	io, out, log := streams(none)
 	if code := Run(t.Context(), []string{"-help"}, io); code != 0 || !strings.Contains(out.String(), "-log-format") || log.String() != "" {
 		t.Errorf("-help: exit code %d\n%s%s", code, out, log)
+	}
+}
+
+// TestHangup: the signal reloads level, tokens and vCenters; a file that is
+// broken changes nothing.
+func TestHangup(t *testing.T) {
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "c.yaml")
+	write := func(content string) {
+		if err := os.WriteFile(conf, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("log_level: error\n")
+	io, _, log := streams(none)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	sock := filepath.Join(dir, "s")
+	code := make(chan int, 1)
+	go func() { code <- Run(ctx, []string{"-addr", "127.0.0.1:0", "-config", conf, "-unix-socket", sock}, io) }()
+	waitFor := func(what string, ok func() bool) {
+		t.Helper()
+		deadline := time.After(10 * time.Second)
+		for !ok() {
+			select {
+			case <-log.news:
+			case <-time.After(10 * time.Millisecond):
+			case <-deadline:
+				t.Fatalf("%s:\n%s", what, log)
+			}
+		}
+	}
+	c := &client.Client{BaseURL: "unix://" + sock}
+	defer c.Close()
+	// It is served only after the signal is handled.
+	waitFor("it does not serve", func() bool { _, err := c.Health(t.Context()); return err == nil })
+	hangup := func(content, outcome string, times int) {
+		t.Helper()
+		write(content)
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		waitFor("no reload", func() bool {
+			return strings.Count(log.String(), "action=reload configuration, outcome="+outcome) == times
+		})
+	}
+	if log.String() != "" {
+		t.Errorf("the level is error: %s", log)
+	}
+	hangup("log_level: debug\nvcenters:\n  a:\n    server: 127.0.0.1:1\n    username: u\n    password: topsecret\n", "done", 1)
+	r, err := c.SubmitDefinition(t.Context(), models.Definition{VMPath: "x", OutputPath: filepath.Join(dir, "out"), VCenter: &models.VCenter{Name: "a"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Watch(t.Context(), r.JobIDs[0], 0, func(models.Event) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if j, err := c.Job(t.Context(), r.JobIDs[0]); err != nil || !strings.Contains(j.Error, "127.0.0.1:1") {
+		t.Errorf("the new vCenter is not asked: %+v, %v", j, err)
+	}
+	hangup("log_level: loud\n", "failed", 1)
+	if text := log.String(); !strings.Contains(text, `log_level: is \"loud\"`) || !strings.Contains(text, "DEBUG: request") || !strings.Contains(text, "who=uid:") || strings.Contains(text, "topsecret") {
+		t.Errorf("log: %s", text)
+	}
+	stop()
+	if c := <-code; c != 0 {
+		t.Errorf("exit code %d\n%s", c, log)
 	}
 }
