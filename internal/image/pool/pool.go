@@ -188,6 +188,9 @@ func (p *Pool) Drain(ctx context.Context) (zero []Piece, err error) {
 	if p.closed {
 		return nil, image.ErrEnded
 	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx) // else chance would decide below
+	}
 	var idle []*batch
 	defer func() {
 		for _, b := range idle {
