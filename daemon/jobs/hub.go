@@ -16,6 +16,8 @@ const (
 	// readerQueue is how many events a reader may lie behind before it is
 	// dropped. It can come back and read the rest from the ring.
 	readerQueue = 256
+	// maxMissed is how many stored events a reader that comes back is given.
+	maxMissed = 50_000
 )
 
 // Why a Subscription ends before its job does.
@@ -45,12 +47,12 @@ func newHub(now time.Time) *hub {
 	return &hub{last: uint64(max(0, now.Unix())) << 20 & (1<<53 - 1), readers: map[*Subscription]struct{}{}}
 }
 
-// publish numbers e and hands it on.
-func (h *hub) publish(e models.Event) {
+// publish numbers e, hands it on and gives it; false when the hub is closed.
+func (h *hub) publish(e models.Event) (models.Event, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
-		return
+		return e, false
 	}
 	h.last++
 	e.ID = h.last
@@ -70,6 +72,7 @@ func (h *hub) publish(e models.Event) {
 			h.drop(s, ErrLagged)
 		}
 	}
+	return e, true
 }
 
 // subscribe adds a reader. Missed holds the events after last when the ring

@@ -84,6 +84,10 @@ type Options struct {
 	MaxPending int
 	// Defaults fill in the options that a job does not give.
 	Defaults models.Options
+	// Durable says that the store outlives this process and is its own alone:
+	// jobs that ran when the last one ended are taken up, and those that run
+	// when this one is closed wait for the next.
+	Durable bool
 	// VCenters are the names that a job's vcenter block may use; nil means
 	// any.
 	VCenters []string
@@ -97,7 +101,7 @@ type Manager struct {
 	owner   string // this manager's name in the store
 	started time.Time
 	hub     *hub
-	logs    *logbook
+	record  *recorder
 	vault   *vault
 
 	ctx    context.Context //nolint:containedctx // of all running jobs: the manager's life, ended by Close
@@ -130,10 +134,17 @@ func NewManager(opts Options) *Manager {
 	now := time.Now()
 	m := &Manager{
 		opts: opts, log: opts.Logger, store: opts.Store, owner: uuid.NewString(), started: now,
-		hub: newHub(now), logs: newLogbook(), vault: newVault(),
+		hub: newHub(now), record: newRecorder(opts.Store, opts.Logger), vault: newVault(),
 		wake: make(chan struct{}, 1), idle: make(chan struct{}), active: map[string]*run{},
 	}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
+	// Before anything is published: ids never repeat, also when the clock was
+	// set back between two runs.
+	if last, err := opts.Store.LastEvent(m.ctx); err != nil {
+		m.log.Error("could not read the last event", slog.String("error", err.Error()))
+	} else {
+		m.hub.last = max(m.hub.last, last)
+	}
 	go m.dispatch()
 	return m
 }
@@ -430,7 +441,6 @@ func (m *Manager) endPending(ctx context.Context, id, why string) error {
 	m.vault.wipe(id)
 	m.awaitBirths()
 	m.note(id, slog.LevelInfo, "job cancelled", slog.String("reason", why))
-	m.logs.end(id)
 	m.publishState(rec.Job)
 	return nil
 }
@@ -452,15 +462,22 @@ func (m *Manager) Status(ctx context.Context) (models.DaemonStatus, error) {
 }
 
 // Logs gives a job's log lines, at most the last 10,000. Those of jobs that
-// ended long ago may be gone.
+// were removed are gone.
 func (m *Manager) Logs(ctx context.Context, id string) (models.LogsResponse, error) {
 	rec, err := m.find(ctx, id)
 	if err != nil {
 		return models.LogsResponse{}, err
 	}
-	lines := m.logs.get(rec.Job.ID)
-	if lines == nil {
-		lines = []models.LogLine{}
+	m.record.flush(ctx)
+	events, err := m.store.Events(ctx, store.EventFilter{JobID: rec.Job.ID, Type: models.LogEvent})
+	if err != nil {
+		return models.LogsResponse{}, fmt.Errorf("read log of job %s: %w", rec.Job.ID, err)
+	}
+	lines := make([]models.LogLine, 0, len(events))
+	for _, e := range events {
+		if e.Log != nil {
+			lines = append(lines, *e.Log)
+		}
 	}
 	return models.LogsResponse{JobID: rec.Job.ID, Lines: lines}, nil
 }
@@ -480,6 +497,16 @@ func (m *Manager) Subscribe(ctx context.Context, jobID string, lastEventID uint6
 		filter = store.Filter{IDs: []string{jobID}}
 	}
 	s, missed, whole, at := m.hub.subscribe(jobID, lastEventID)
+	if !whole && lastEventID > 0 && lastEventID < at {
+		// Gone from memory, or of an earlier process: what was stored since.
+		m.record.flush(ctx)
+		var err error
+		if missed, err = m.store.Events(ctx, store.EventFilter{After: lastEventID, JobID: jobID, Limit: maxMissed}); err != nil {
+			s.Close()
+			return nil, fmt.Errorf("read missed events: %w", err)
+		}
+		missed = slices.DeleteFunc(missed, func(e models.Event) bool { return e.ID > at })
+	}
 	s.first = missed
 	// The state is read after the subscription began, so that no change falls
 	// between the two.
@@ -532,6 +559,10 @@ func (m *Manager) Close(ctx context.Context) error {
 // submission, until the manager is closed; then it waits for what runs.
 func (m *Manager) dispatch() {
 	defer close(m.idle)
+	defer m.record.close() // nothing is published any more
+	if m.opts.Durable {
+		m.recoverJobs()
+	}
 	var running sync.WaitGroup
 	room := make(chan struct{}, m.opts.MaxRunning)
 	retry := time.NewTimer(0)
@@ -581,17 +612,17 @@ func (m *Manager) releaseHeld() {
 		if r.Owner == "" {
 			continue
 		}
-		err := m.endPending(ctx, r.Job.ID, "the daemon stopped, and the job's vCenter password was held in its memory only: submit it again")
+		err := m.endPending(ctx, r.Job.ID, lostPassword)
 		if err != nil && !errors.Is(err, store.ErrStale) {
 			m.log.Error("could not cancel a waiting job", slog.String("job", r.Job.ID), slog.String("error", err.Error()))
 		}
 	}
 }
 
-// claim takes the oldest waiting job; nil means that there is none.
+// claim takes the first waiting job; nil means that there is none.
 func (m *Manager) claim() (*run, error) {
 	for {
-		recs, err := m.store.Load(m.ctx, store.Filter{Status: []models.Status{models.Pending}, Owner: m.owner, Limit: 1})
+		recs, err := m.store.Load(m.ctx, store.Filter{Status: []models.Status{models.Pending}, Owner: m.owner, Queue: true, Limit: 1})
 		if err != nil || len(recs) == 0 {
 			return nil, err
 		}
@@ -604,7 +635,10 @@ func (m *Manager) claim() (*run, error) {
 		rec, err := m.move(m.ctx, id, models.Pending, models.Running, func(rec *store.Record) error {
 			now := time.Now().UTC()
 			rec.Owner, rec.AliveUntil = m.owner, now.Add(claimTime)
-			rec.Job.StartedAt, rec.Job.UpdatedAt = &now, now
+			rec.Job.UpdatedAt = now
+			if rec.Job.StartedAt == nil { // it is set in a job that continues
+				rec.Job.StartedAt = &now
+			}
 			return nil
 		})
 		if err == nil {
@@ -667,7 +701,27 @@ func (m *Manager) run(r *run) {
 			text = ErrClaimLost.Error() + ": " + text
 		}
 	}
+	if to == models.Cancelled && errors.Is(cause, ErrStopping) && m.opts.Durable && !held(r.job.Definition) {
+		m.interrupt(r, text, last)
+		return
+	}
 	m.finish(r, to, result, text, last)
+}
+
+// interrupt puts a job that was stopped with the daemon back into the queue.
+func (m *Manager) interrupt(r *run, text string, last *models.Progress) {
+	id := r.job.ID
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), storeTimeout)
+	defer cancel()
+	m.note(id, slog.LevelWarn, "job interrupted, it continues when the daemon starts again", slog.String("reason", text))
+	err := m.requeue(ctx, id, m.owner, last)
+	m.mu.Lock()
+	delete(m.active, id)
+	m.mu.Unlock()
+	if err != nil {
+		// It is found running at the next start, and taken up then.
+		m.log.Error("could not put a job back into the queue", slog.String("job", id), slog.String("error", err.Error()))
+	}
 }
 
 // finish records how a job ended and tells it. A store that fails is asked
@@ -685,6 +739,9 @@ func (m *Manager) finish(r *run, to models.Status, result models.Result, text st
 		if to == models.Completed {
 			for i, w := range result.Warnings {
 				result.Warnings[i] = r.scrub.text(w)
+			}
+			for i, n := range result.Notes {
+				result.Notes[i] = r.scrub.text(n)
 			}
 			rec.Job.Result = &result
 			if last != nil {
@@ -716,7 +773,6 @@ func (m *Manager) finish(r *run, to models.Status, result models.Result, text st
 	m.mu.Unlock()
 	if err != nil {
 		m.log.Error("the end of a job is not recorded", slog.String("job", id), slog.String("status", string(to)), slog.String("error", err.Error()))
-		m.logs.end(id)
 		return
 	}
 	switch to {
@@ -727,7 +783,6 @@ func (m *Manager) finish(r *run, to models.Status, result models.Result, text st
 	default:
 		m.note(id, slog.LevelError, "job failed", slog.String("error", text))
 	}
-	m.logs.end(id)
 	m.publishState(rec.Job)
 }
 
@@ -762,6 +817,9 @@ func (m *Manager) keepAlive(r *run) {
 				return ErrClaimLost
 			}
 			rec.AliveUntil = time.Now().UTC().Add(claimTime)
+			if p, at := r.snapshot(); p != nil {
+				rec.Job.Progress, rec.Job.UpdatedAt = p, at // a checkpoint
+			}
 			return nil
 		})
 		switch {
@@ -813,5 +871,12 @@ func (m *Manager) poke() {
 }
 
 func (m *Manager) publishState(j models.Job) {
-	m.hub.publish(models.Event{Type: models.StateEvent, JobID: j.ID, Time: time.Now().UTC(), Job: &j})
+	m.publish(models.Event{Type: models.StateEvent, JobID: j.ID, Time: time.Now().UTC(), Job: &j})
+}
+
+// publish tells an event and has it stored.
+func (m *Manager) publish(e models.Event) {
+	if e, ok := m.hub.publish(e); ok {
+		m.record.add(e)
+	}
 }

@@ -108,8 +108,7 @@ func (m *Manager) noteScrubbed(id string, scrub scrubber, level slog.Level, mess
 		Time: time.Now().UTC(), Level: logging.Level(level),
 		Message: scrub.text(message), Attrs: scrub.text(logging.Attrs(attrs)),
 	}
-	m.logs.add(id, line)
-	m.hub.publish(models.Event{Type: models.LogEvent, JobID: id, Time: line.Time, Log: &line})
+	m.publish(models.Event{Type: models.LogEvent, JobID: id, Time: line.Time, Log: &line})
 	all := make([]slog.Attr, 0, len(attrs)+1)
 	all = append(all, slog.String("job", id))
 	for _, a := range attrs {

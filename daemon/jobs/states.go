@@ -10,7 +10,11 @@ import (
 // transitions is the life of a job, all of it.
 var transitions = map[models.Status][]models.Status{
 	models.Pending: {models.Running, models.Cancelled},
-	models.Running: {models.Completed, models.Failed, models.Cancelled},
+	// Back to pending: the daemon stopped while it ran.
+	models.Running: {models.Completed, models.Failed, models.Cancelled, models.Pending},
+	// A retry.
+	models.Failed:    {models.Pending},
+	models.Cancelled: {models.Pending},
 }
 
 // checkTransition fails unless a job may go from one status to the other.

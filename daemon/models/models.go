@@ -228,6 +228,19 @@ type CancelResponse struct {
 	Timestamp time.Time         `json:"timestamp"`
 }
 
+// RetryRequest names the jobs to put back into the queue.
+type RetryRequest struct {
+	JobIDs []string `json:"job_ids"`
+}
+
+// RetryResponse answers it; Errors says by id why a job could not be.
+type RetryResponse struct {
+	Retried   []string          `json:"retried"`
+	Failed    []string          `json:"failed"`
+	Errors    map[string]string `json:"errors"`
+	Timestamp time.Time         `json:"timestamp"`
+}
+
 // LogLine is one line of a job's log. Level is INFO, WARN, ERROR or DEBUG;
 // Attrs holds what stands after the bar, as key=value pairs.
 type LogLine struct {

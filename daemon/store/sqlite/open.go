@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"embed"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -45,7 +46,7 @@ const (
 func Open(ctx context.Context, dir string) (*Store, error) {
 	path := filepath.Join(dir, FileName)
 	what := "open the job store " + path
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // the administrator names the folder
 		return nil, problem.New(problem.Failed, what, err, "choose a state folder that this user may write to, with -state")
 	}
 	held, err := hold(path + ".lock")
@@ -101,16 +102,32 @@ func checkFile(path string) error {
 		return err
 	}
 	defer f.Close()
-	begin := make([]byte, len(header))
+	begin := make([]byte, headerSize)
 	n, err := io.ReadFull(f, begin)
 	if n == 0 && errors.Is(err, io.EOF) {
 		return nil // new
 	}
-	if string(begin) != header {
+	if err != nil || string(begin[:len(header)]) != header {
 		return problem.New(problem.Conflict, "", errors.New("it is no SQLite database, or its beginning is damaged"), "move it away, and put a backup in its place if there is one")
+	}
+	// Opening a database for writing changes it.
+	if app := binary.BigEndian.Uint32(begin[offApplicationID:]); app != applicationID && (app != 0 || binary.BigEndian.Uint32(begin[offSchemaCookie:]) != 0) {
+		return foreign()
 	}
 	return nil
 }
+
+func foreign() error {
+	return problem.New(problem.Conflict, "", errors.New("it is the database of another program"), "choose another state folder with -state")
+}
+
+// The database header (https://sqlite.org/fileformat2.html, section 1.3). The
+// schema cookie counts changes of the schema, so that it is 0 without tables.
+const (
+	headerSize       = 100
+	offSchemaCookie  = 40
+	offApplicationID = 68
+)
 
 // migrate brings the database to the newest version: one transaction for each
 // numbered file, which ends with the number as PRAGMA user_version.
@@ -127,7 +144,7 @@ func (s *Store) migrate(ctx context.Context) error {
 	}
 	switch {
 	case app != applicationID && tables > 0:
-		return problem.New(problem.Conflict, "", errors.New("it is the database of another program"), "choose another state folder with -state")
+		return foreign()
 	case version > len(names):
 		return problem.New(problem.Conflict, "", fmt.Errorf("it is of version %d, and this daemon knows up to %d", version, len(names)),
 			"run the newer hyper2kvmd, or restore a backup from before its update")
@@ -203,7 +220,7 @@ func copyTo(ctx context.Context, path, to string) error {
 type lock struct{ file *os.File }
 
 func hold(path string) (*lock, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600) //nolint:gosec // as in Open
 	if err != nil {
 		return nil, err
 	}

@@ -155,12 +155,12 @@ func (s *Store) Load(ctx context.Context, f store.Filter) ([]store.Record, error
 	if f.Queue {
 		order = "priority DESC, seq"
 	}
-	query := `SELECT ` + columns + ` FROM jobs WHERE ` + strings.Join(where, " AND ") + ` ORDER BY ` + order
+	query := `SELECT ` + columns + ` FROM jobs WHERE ` + strings.Join(where, " AND ") + ` ORDER BY ` + order //nolint:gosec // the clauses are constants
 	if f.Limit > 0 {
 		query += " LIMIT ?"
 		args = append(args, f.Limit)
 	}
-	rows, err := s.db.QueryContext(ctx, query, args...) //nolint:gosec // the clauses are constants
+	rows, err := s.db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("load jobs: %w", err)
 	}
@@ -215,7 +215,7 @@ func (s *Store) Append(ctx context.Context, events []models.Event) error {
 			if err != nil {
 				return err
 			}
-			if _, err := stmt.ExecContext(ctx, int64(e.ID), e.JobID, e.Type, string(body), e.JobID); err != nil { //nolint:gosec // ids stay below 2^53
+			if _, err := stmt.ExecContext(ctx, int64(e.ID), e.JobID, e.Type, string(body), e.JobID); err != nil { // ids stay below 2^53
 				return err
 			}
 			if e.Type == models.LogEvent {
@@ -238,7 +238,7 @@ func (s *Store) Append(ctx context.Context, events []models.Event) error {
 
 // Events implements store.Store.
 func (s *Store) Events(ctx context.Context, f store.EventFilter) ([]models.Event, error) {
-	query, args := `SELECT body FROM events WHERE id > ?`, []any{int64(f.After)} //nolint:gosec // ids stay below 2^53
+	query, args := `SELECT body FROM events WHERE id > ?`, []any{int64(f.After)} // ids stay below 2^53
 	if f.JobID != "" {
 		query += ` AND job_id = ?`
 		args = append(args, f.JobID)
@@ -299,7 +299,7 @@ func (s *Store) Prune(ctx context.Context, before time.Time, keep int) (int, err
 			if !q.on {
 				continue
 			}
-			res, err := tx.ExecContext(ctx, `DELETE FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') AND `+q.where, q.arg)
+			res, err := tx.ExecContext(ctx, `DELETE FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') AND `+q.where, q.arg) //nolint:gosec // the clauses are constants
 			if err != nil {
 				return err
 			}

@@ -38,6 +38,9 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		"NoPasswords": noPasswords,
 		"Contexts":    contexts,
 		"Race":        race,
+		"Queue":       queue,
+		"Events":      events,
+		"Prune":       prune,
 	}
 	for name, f := range tests {
 		t.Run(name, func(t *testing.T) { f(t, open(t)) })
@@ -292,5 +295,141 @@ func race(t *testing.T, s store.Store) {
 	}
 	if winner != 1 || first != 1 {
 		t.Errorf("%d claims and %d insertions won, want one of each", winner, first)
+	}
+}
+
+// queue: the order in which waiting jobs are taken.
+func queue(t *testing.T, s store.Store) {
+	for _, j := range []struct {
+		id       string
+		priority int
+	}{{"a", 0}, {"b", 7}, {"c", -3}, {"d", 7}} {
+		r := Record(j.id)
+		r.Job.Definition.Options.Priority = new(j.priority)
+		must(t, s.Insert(t.Context(), r))
+	}
+	if got := ids(t, s, store.Filter{Queue: true}); !slices.Equal(got, []string{"b", "d", "a", "c"}) {
+		t.Errorf("queue is %v", got)
+	}
+	if got := ids(t, s, store.Filter{Queue: true, Limit: 1}); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("first is %v", got)
+	}
+	// A folder that another unfinished job has by now.
+	ctx := t.Context()
+	_, err := s.Transition(ctx, "a", models.Pending, models.Failed, nil)
+	must(t, err)
+	other := Record("e")
+	other.Job.Definition.OutputPath = "/out/a"
+	must(t, s.Insert(ctx, other))
+	_, err = s.Transition(ctx, "a", models.Failed, models.Pending, nil)
+	if busy, ok := errors.AsType[*store.OutputError](err); !ok || busy.ID != "e" {
+		t.Errorf("back to pending: %v, want an OutputError", err)
+	}
+}
+
+// events: kept by id, with bounds.
+func events(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	must(t, s.Insert(ctx, Record("a")))
+	must(t, s.Insert(ctx, Record("b")))
+	at := time.Date(2026, 1, 16, 23, 59, 35, 123, time.UTC)
+	line := func(id uint64, job, text string) models.Event {
+		return models.Event{ID: id, Type: models.LogEvent, JobID: job, Time: at, Log: &models.LogLine{Time: at, Level: "INFO", Message: text}}
+	}
+	job := Record("a").Job
+	must(t, s.Append(ctx, []models.Event{
+		{ID: 3, Type: models.StateEvent, JobID: "a", Time: at, Job: &job}, line(4, "a", "one"), line(5, "b", "two"), line(6, "gone", "three"),
+	}))
+	must(t, s.Append(ctx, []models.Event{line(7, "a", "four")}))
+	must(t, s.Append(ctx, nil))
+	got := func(f store.EventFilter) []uint64 {
+		t.Helper()
+		list, err := s.Events(ctx, f)
+		must(t, err)
+		var out []uint64
+		for _, e := range list {
+			out = append(out, e.ID)
+		}
+		return out
+	}
+	for _, c := range []struct {
+		f    store.EventFilter
+		want []uint64
+	}{
+		{store.EventFilter{}, []uint64{3, 4, 5, 7}},
+		{store.EventFilter{After: 4}, []uint64{5, 7}},
+		{store.EventFilter{JobID: "a"}, []uint64{3, 4, 7}},
+		{store.EventFilter{JobID: "a", Type: models.LogEvent}, []uint64{4, 7}},
+		{store.EventFilter{After: 3, Limit: 2}, []uint64{4, 5}},
+		{store.EventFilter{JobID: "gone"}, nil},
+	} {
+		if ids := got(c.f); !slices.Equal(ids, c.want) {
+			t.Errorf("%+v gives %v, want %v", c.f, ids, c.want)
+		}
+	}
+	list, err := s.Events(ctx, store.EventFilter{JobID: "a"})
+	must(t, err)
+	if e := list[0]; e.Job == nil || e.Job.ID != "a" || !e.Time.Equal(at) || e.Type != models.StateEvent {
+		t.Errorf("%+v", e)
+	}
+	if last, err := s.LastEvent(ctx); err != nil || last != 7 {
+		t.Errorf("last event is %d, %v", last, err)
+	}
+
+	const more = store.MaxLines + 100
+	batch := make([]models.Event, 0, more)
+	for i := range more {
+		batch = append(batch, line(uint64(100+i), "b", fmt.Sprint(i)))
+	}
+	must(t, s.Append(ctx, batch))
+	list, err = s.Events(ctx, store.EventFilter{JobID: "b", Type: models.LogEvent})
+	must(t, err)
+	if n := len(list); n > store.MaxLines || n < store.MaxLines*8/10 || list[n-1].Log.Message != fmt.Sprint(more-1) {
+		t.Errorf("%d lines are kept", n)
+	}
+	if ids := got(store.EventFilter{JobID: "a"}); !slices.Equal(ids, []uint64{3, 4, 7}) {
+		t.Errorf("another job's events: %v", ids)
+	}
+}
+
+// prune: old jobs go with their events, unfinished ones stay.
+func prune(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	at := Record("a").Job.CreatedAt
+	for i, id := range []string{"a", "b", "c", "d", "e"} {
+		must(t, s.Insert(ctx, Record(id)))
+		if id == "c" {
+			continue // it waits
+		}
+		_, err := s.Transition(ctx, id, models.Pending, models.Completed, func(r *store.Record) error {
+			ended := at.Add(time.Duration(i) * time.Hour)
+			r.Job.CompletedAt = &ended
+			return nil
+		})
+		must(t, err)
+		must(t, s.Append(ctx, []models.Event{{ID: uint64(i + 1), Type: models.LogEvent, JobID: id, Log: &models.LogLine{}}}))
+	}
+	check := func(removed int, err error, want int, left ...string) {
+		t.Helper()
+		must(t, err)
+		if got := ids(t, s, store.Filter{}); removed != want || !slices.Equal(got, left) {
+			t.Errorf("%d removed, left %v; want %d and %v", removed, got, want, left)
+		}
+	}
+	n, err := s.Prune(ctx, time.Time{}, 0)
+	check(n, err, 0, "a", "b", "c", "d", "e")
+	n, err = s.Prune(ctx, at.Add(30*time.Minute), 0)
+	check(n, err, 1, "b", "c", "d", "e")
+	n, err = s.Prune(ctx, time.Time{}, 1)
+	check(n, err, 2, "c", "e")
+	count, err := s.Count(ctx)
+	must(t, err)
+	if count[models.Pending] != 1 || count[models.Completed] != 1 {
+		t.Errorf("count is %v", count)
+	}
+	list, err := s.Events(ctx, store.EventFilter{})
+	must(t, err)
+	if len(list) != 1 || list[0].JobID != "e" {
+		t.Errorf("events left: %+v", list)
 	}
 }
