@@ -19,15 +19,19 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/daemon/auth"
 	"github.com/hyper2kvm/hyper2kvm/daemon/jobs"
 	"github.com/hyper2kvm/hyper2kvm/daemon/store/memory"
+	"github.com/hyper2kvm/hyper2kvm/daemon/store/sqlite"
 	"github.com/hyper2kvm/hyper2kvm/internal/config"
 )
 
 const (
 	// jobsTimeout is how long running jobs may take to stop: a lease is
 	// released and a snapshot removed on deadlines of their own.
-	jobsTimeout = 25 * time.Second
+	// The daemon ends within 10 s of being told to.
+	jobsTimeout = 7 * time.Second
 	// httpTimeout is how long answers under way may take after that.
-	httpTimeout = 10 * time.Second
+	httpTimeout = 2 * time.Second
+	// pruneEvery is how often jobs that are too old are looked for.
+	pruneEvery = time.Hour
 )
 
 // Config is the daemon's configuration.
@@ -98,8 +102,16 @@ func Run(ctx context.Context, opts Options) error {
 		}
 	}
 	warn(s, log)
+	kept, closeStore, err := openStore(ctx, cfg, log)
+	if err != nil {
+		err = errors.Join(err, listener.Close())
+		if socket != nil {
+			err = errors.Join(err, socket.Close())
+		}
+		return err
+	}
 	manager := jobs.NewManager(jobs.Options{ //nolint:contextcheck // jobs outlive ctx: stop ends them in order
-		Runner: worker{opts.Runner, live}, Store: memory.New(0), Logger: log, MaxRunning: cfg.MaxRunning,
+		Runner: worker{opts.Runner, live}, Store: kept, Durable: cfg.StateDir != "", Logger: log, MaxRunning: cfg.MaxRunning,
 	})
 	handler := api.NewHandler(api.Options{Manager: queue{manager, live}, VMs: opts.VMLister, Logger: log, Audit: audit, Access: live})
 	// Requests outlive ctx: they end when the jobs have been told to.
@@ -127,7 +139,55 @@ func Run(ctx context.Context, opts Options) error {
 		}
 	}
 	log.Info("daemon stopping")
-	return errors.Join(err, stop(context.WithoutCancel(ctx), server, manager, served, log))
+	// The store is closed when nobody uses it any more: a manager that did not
+	// end in time still does, and its records are safe without that.
+	err = errors.Join(err, stop(context.WithoutCancel(ctx), server, manager, served, log))
+	return errors.Join(err, closeStore())
+}
+
+// openStore opens the job store in the state folder, or one that ends with the
+// process when there is none, and removes old jobs from time to time until it
+// is closed.
+func openStore(ctx context.Context, cfg Config, log *slog.Logger) (s jobs.Store, closeStore func() error, err error) {
+	if cfg.StateDir == "" {
+		log.Warn("no state folder: jobs are forgotten when the daemon ends")
+		return memory.New(cfg.Retention.Jobs), func() error { return nil }, nil
+	}
+	db, err := sqlite.Open(ctx, cfg.StateDir)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var pruning sync.WaitGroup
+	pruning.Go(func() {
+		for ctx.Err() == nil {
+			prune(ctx, db, cfg.Retention, log)
+			select {
+			case <-ctx.Done():
+			case <-time.After(pruneEvery):
+			}
+		}
+	})
+	return db, func() error {
+		cancel()
+		pruning.Wait()
+		return db.Close()
+	}, nil
+}
+
+func prune(ctx context.Context, s jobs.Store, r config.Retention, log *slog.Logger) {
+	var before time.Time
+	if r.Days > 0 {
+		before = time.Now().AddDate(0, 0, -r.Days)
+	}
+	n, err := s.Prune(ctx, before, r.Jobs)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		log.Error("could not remove old jobs", slog.String("error", err.Error()))
+	case n > 0:
+		log.Info("removed old jobs", slog.Int("jobs", n))
+	}
 }
 
 // serve serves each listener in a goroutine of its own. The first error is

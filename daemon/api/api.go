@@ -42,6 +42,7 @@ type Manager interface {
 	Get(ctx context.Context, id string) (models.Job, error)
 	Query(ctx context.Context, q models.QueryRequest) (models.QueryResponse, error)
 	Cancel(ctx context.Context, ids []string) (models.CancelResponse, error)
+	Retry(ctx context.Context, ids []string) (models.RetryResponse, error)
 	Status(ctx context.Context) (models.DaemonStatus, error)
 	Logs(ctx context.Context, id string) (models.LogsResponse, error)
 	Subscribe(ctx context.Context, jobID string, lastEventID uint64) (*jobs.Subscription, error)
@@ -109,6 +110,7 @@ func NewHandler(opts Options) http.Handler {
 		{http.MethodPost, "/jobs/submit", auth.Operator, a.submit},
 		{http.MethodPost, "/jobs/query", auth.Viewer, a.query},
 		{http.MethodPost, "/jobs/cancel", auth.Operator, a.cancel},
+		{http.MethodPost, "/jobs/retry", auth.Operator, a.retry},
 		{http.MethodGet, "/jobs/{id}", auth.Viewer, a.job},
 		{http.MethodGet, "/jobs/{id}/logs", auth.Viewer, a.logs},
 		{http.MethodGet, "/jobs/{id}/events", auth.Viewer, a.events},
@@ -422,6 +424,20 @@ func (a *api) cancel(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	a.audit(r, "cancel", out.Cancelled, fmt.Sprintf("cancelled %d, failed %d", len(out.Cancelled), len(out.Failed)))
+	return out, nil
+}
+
+func (a *api) retry(w http.ResponseWriter, r *http.Request) (any, error) {
+	var q models.RetryRequest
+	if err := readJSON(w, r, &q); err != nil {
+		return nil, err
+	}
+	out, err := a.opts.Manager.Retry(r.Context(), q.JobIDs)
+	if err != nil {
+		a.audit(r, "retry", nil, "failed")
+		return nil, err
+	}
+	a.audit(r, "retry", out.Retried, fmt.Sprintf("retried %d, failed %d", len(out.Retried), len(out.Failed)))
 	return out, nil
 }
 

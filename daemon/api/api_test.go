@@ -440,8 +440,8 @@ func TestEventStream(t *testing.T) {
 	if states[len(states)-1] != "failed" {
 		t.Errorf("states are %v", states)
 	}
-	// From before everything: the state only, for the ring does not know that id.
-	if _, states := read("1"); !slices.Equal(states, []string{"failed"}) {
+	// From before everything: the ring does not know that id, the store does.
+	if _, states := read("1"); !slices.Equal(states, []string{"pending", "running", "failed"}) {
 		t.Errorf("from 1: %v", states)
 	}
 	if ids, states := read(first[len(first)-1]); !slices.Equal(states, []string{"failed"}) || len(ids) != 1 {

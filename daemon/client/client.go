@@ -174,6 +174,12 @@ func (c *Client) Cancel(ctx context.Context, ids []string) (models.CancelRespons
 	return call[models.CancelResponse](ctx, c, "cancel jobs", http.MethodPost, "/jobs/cancel", models.CancelRequest{JobIDs: ids})
 }
 
+// Retry puts failed and cancelled jobs back into the queue. The response says
+// which could not be, and why.
+func (c *Client) Retry(ctx context.Context, ids []string) (models.RetryResponse, error) {
+	return call[models.RetryResponse](ctx, c, "retry jobs", http.MethodPost, "/jobs/retry", models.RetryRequest{JobIDs: ids})
+}
+
 // Logs asks for the log lines of one job.
 func (c *Client) Logs(ctx context.Context, id string) (models.LogsResponse, error) {
 	path, err := jobPath("read log of job", id, "/logs")

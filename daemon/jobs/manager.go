@@ -784,6 +784,7 @@ func (m *Manager) finish(r *run, to models.Status, result models.Result, text st
 		m.note(id, slog.LevelError, "job failed", slog.String("error", text))
 	}
 	m.publishState(rec.Job)
+	m.record.flush(ctx) // how a job ended should not wait for a batch
 }
 
 // invoke calls the Runner. A panic is that job's failure and nobody else's.

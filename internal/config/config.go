@@ -34,6 +34,10 @@ const (
 	DefaultPerSecond = 100
 	DefaultBurst     = 200
 	maxRate          = 1_000_000
+	// DefaultKeepJobs is how many ended jobs are kept.
+	DefaultKeepJobs = 10_000
+	maxKeepJobs     = 1_000_000
+	maxKeepDays     = 36_500
 )
 
 // maxSecret bounds a password file, in bytes.
@@ -87,6 +91,12 @@ type RateLimit struct {
 	Burst     int // requests at once
 }
 
+// Retention bounds what is kept of jobs that have ended; 0 keeps all.
+type Retention struct {
+	Days int // since their end
+	Jobs int // the last ones
+}
+
 // Config is everything hyper2kvmd can be told. All paths are absolute.
 type Config struct {
 	Addr        string             // HOST:PORT to listen on
@@ -98,6 +108,7 @@ type Config struct {
 	TokensFile  string             // hashes of tokens; empty: none are asked for
 	TLS         TLS                // of addr
 	RateLimit   RateLimit          // of each client
+	Retention   Retention          // of ended jobs
 	Defaults    models.Options     // of jobs; nil fields are the built-in ones
 	VCenters    map[string]VCenter // by name
 	LogFormat   string             // logging.Text or logging.JSON
@@ -114,12 +125,14 @@ type Flags struct {
 	ConfigFile  string
 	DefaultFile string // read when it exists and no other is named; empty: none
 	StateDir    string
-	MaxRunning  int
-	OutputRoots []string
-	TokensFile  string
-	TLS         TLS
-	LogFormat   string
-	Debug       bool
+	// DefaultState is the state folder when no other is named; empty: none.
+	DefaultState string
+	MaxRunning   int
+	OutputRoots  []string
+	TokensFile   string
+	TLS          TLS
+	LogFormat    string
+	Debug        bool
 	// NoCredentials leaves what only the service itself can read, systemd's
 	// credentials, for a warning: so that a configuration can be checked from
 	// a shell.
@@ -147,6 +160,16 @@ func TokensFile(flags Flags, getenv func(string) string) (string, error) {
 	return c.TokensFile, err
 }
 
+// StateDir resolves the one setting that a backup needs, without reading any
+// secret.
+func StateDir(flags Flags, getenv func(string) string) (string, error) {
+	c, err := read(flags, getenv, credentials{skip: true})
+	if err == nil && c.StateDir == "" {
+		err = problem.New(problem.Invalid, "find the state folder", errors.New("none is configured"), "give it with -state")
+	}
+	return c.StateDir, err
+}
+
 // reader is a Config while it is resolved.
 type reader struct {
 	Config
@@ -156,7 +179,7 @@ type reader struct {
 func read(flags Flags, getenv func(string) string, cred credentials) (*reader, error) {
 	c := &reader{credentials: cred, Config: Config{
 		Addr: DefaultAddr, MaxRunning: DefaultMaxRunning, LogFormat: logging.Text,
-		RateLimit: RateLimit{DefaultPerSecond, DefaultBurst},
+		RateLimit: RateLimit{DefaultPerSecond, DefaultBurst}, Retention: Retention{Jobs: DefaultKeepJobs},
 	}}
 	c.File = first(flags.ConfigFile, getenv("H2KVMD_CONFIG"))
 	if c.File == "" && flags.DefaultFile != "" {
@@ -215,6 +238,9 @@ func (c *reader) override(flags Flags, getenv func(string) string) error {
 			v = abs
 		}
 		*s.to = v
+	}
+	if c.StateDir == "" {
+		c.StateDir = flags.DefaultState
 	}
 	roots := flags.OutputRoots
 	if len(roots) == 0 {

@@ -144,14 +144,14 @@ func TestFaults(t *testing.T) {
 
 func TestAccessSettings(t *testing.T) {
 	path := file(t, "c.yaml", "unix_socket: run/sock\nhosts: [KVM1.example.com]\noutput_roots: [/srv/a, /srv/b]\ntokens_file: tokens\n"+
-		"tls:\n  cert: /t/c.pem\n  key: k.pem\n  client_ca: ca.pem\n  viewers: board\nrate_limit:\n  per_second: 5\nlog_level: warn\n")
+		"tls:\n  cert: /t/c.pem\n  key: k.pem\n  client_ca: ca.pem\n  viewers: board\nrate_limit:\n  per_second: 5\nlog_level: warn\nretention:\n  days: 90\n  jobs: 500\n")
 	dir := filepath.Dir(path)
-	c, err := Load(Flags{ConfigFile: path}, env())
+	c, err := Load(Flags{ConfigFile: path, DefaultState: "/d/state"}, env())
 	want := Config{
-		Addr: DefaultAddr, UnixSocket: dir + "/run/sock", Hosts: []string{"kvm1.example.com"}, MaxRunning: DefaultMaxRunning,
+		Addr: DefaultAddr, StateDir: "/d/state", UnixSocket: dir + "/run/sock", Hosts: []string{"kvm1.example.com"}, MaxRunning: DefaultMaxRunning,
 		OutputRoots: []string{"/srv/a", "/srv/b"}, TokensFile: dir + "/tokens",
 		TLS:       TLS{Cert: "/t/c.pem", Key: dir + "/k.pem", ClientCA: dir + "/ca.pem", Viewers: []string{"board"}},
-		RateLimit: RateLimit{5, DefaultBurst}, LogFormat: "text", LogLevel: slog.LevelWarn, File: path,
+		RateLimit: RateLimit{5, DefaultBurst}, Retention: Retention{90, 500}, LogFormat: "text", LogLevel: slog.LevelWarn, File: path,
 	}
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("file: %+v, %v", c, err)

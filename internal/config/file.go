@@ -10,7 +10,7 @@ import (
 )
 
 var keys = []string{
-	"addr", "unix_socket", "hosts", "state_dir", "max_running_jobs", "output_roots", "tokens_file", "tls", "rate_limit",
+	"addr", "unix_socket", "hosts", "state_dir", "max_running_jobs", "output_roots", "tokens_file", "tls", "rate_limit", "retention",
 	"log_format", "log_level", "defaults", "vcenters",
 }
 
@@ -47,6 +47,8 @@ func (c *reader) readFile() error {
 			err = c.tls(p.Node)
 		case "rate_limit":
 			err = c.rateLimit(p.Node)
+		case "retention":
+			err = c.retention(p.Node)
 		case "log_format":
 			c.LogFormat, err = p.Text()
 		case "log_level":
@@ -94,6 +96,18 @@ func (c *reader) rateLimit(n *strict.Node) error {
 			c.RateLimit.PerSecond, err = number(p.Node, 0, maxRate)
 		case "burst":
 			c.RateLimit.Burst, err = number(p.Node, 1, maxRate)
+		}
+		return err
+	})
+}
+
+func (c *reader) retention(n *strict.Node) error {
+	return walk(n, "retention", []string{"days", "jobs"}, func(p strict.Pair) (err error) {
+		switch p.Key {
+		case "days":
+			c.Retention.Days, err = number(p.Node, 0, maxKeepDays)
+		case "jobs":
+			c.Retention.Jobs, err = number(p.Node, 0, maxKeepJobs)
 		}
 		return err
 	})

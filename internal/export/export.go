@@ -162,6 +162,9 @@ func Run(ctx context.Context, origin Origin, plan Plan, tracker *progress.Tracke
 		return Result{}, err
 	}
 	r := &run{origin: origin, plan: plan, journal: journal, tracker: tracker, leases: newLeases(origin)}
+	r.leases.onBusy = func(err error, wait time.Duration) {
+		tracker.Remark(slog.LevelWarn, "the VM is busy, it is asked again", slog.Duration("wait", wait), slog.String("error", err.Error()))
+	}
 	result, err := r.guarded(ctx)
 	if err == nil {
 		return result, nil

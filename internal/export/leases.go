@@ -8,10 +8,12 @@ import (
 	"time"
 )
 
-// A busy VM is asked again after 1, 2 and 4 seconds.
+// A busy VM is asked again after 1, 2, 4 seconds and so on, for a little longer
+// than a lease lives that nobody renews: the one of a process that was killed.
 const (
-	busyWait  = time.Second
-	busyTries = 3
+	busyWait    = time.Second
+	busyMaxWait = 15 * time.Second
+	busyAtMost  = 330 * time.Second
 )
 
 // leases owns every lease of one run: what is opened here is closed here. A
@@ -19,7 +21,8 @@ const (
 // one they have, so there can be several.
 type leases struct {
 	origin  Origin
-	opening chan struct{} // holds a token while a lease is being opened
+	onBusy  func(err error, wait time.Duration) // hears of each wait; may be nil
+	opening chan struct{}                       // holds a token while a lease is being opened
 
 	mu      sync.Mutex
 	current Lease
@@ -30,12 +33,17 @@ func newLeases(origin Origin) *leases {
 	return &leases{origin: origin, opening: make(chan struct{}, 1)}
 }
 
-// open opens a lease and makes it the current one. It waits a little for a VM
-// that is busy: a task that has just ended, or a lease that the host is still
-// taking down.
+// open opens a lease and makes it the current one. It waits for a VM that is
+// busy: a task, a lease that the host is still taking down, or one that a
+// killed process has left.
 func (s *leases) open(ctx context.Context) (Lease, error) {
 	l, err := s.openOnce(ctx)
-	for wait := busyWait; errors.Is(err, ErrBusy) && wait < busyWait<<busyTries; wait *= 2 {
+	waited := time.Duration(0)
+	for wait := busyWait; errors.Is(err, ErrBusy) && waited < busyAtMost; wait = min(2*wait, busyMaxWait) {
+		if s.onBusy != nil {
+			s.onBusy(err, wait)
+		}
+		waited += wait
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():

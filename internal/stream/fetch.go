@@ -123,7 +123,8 @@ type Supplier func(ctx context.Context, last error) (Source, error)
 // request, but only after the last bytes held have been read again and found
 // the same; a server that ignores ranges, or whose bytes differ, is taken from
 // the beginning. It gives up after Options.Attempts attempts in a row that
-// did not get further than the furthest before them, and at once on a
+// did not get further than the furthest before them, or that brought damaged
+// bytes, and at once on a
 // *PermanentError, on a status that will not change, on an error of the
 // target, and when ctx ends.
 func Fetch(ctx context.Context, supply Supplier, target Target, opts Options) error {
@@ -146,7 +147,7 @@ func Fetch(ctx context.Context, supply Supplier, target Target, opts Options) er
 		if !retryable(err) {
 			return err
 		}
-		if f.furthest > before {
+		if _, damaged := errors.AsType[*DamageError](err); f.furthest > before && !damaged {
 			fruitless = 0
 		} else {
 			fruitless++

@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v3"
@@ -55,13 +57,13 @@ func (d *command) root() *cli.Command {
 			"-tls-key, and -tokens-file (made by `hyper2kvmd token add`) or -tls-client-ca.\n\n" +
 			"SIGHUP reads the configuration again: log level, tokens, certificates, vCenters, hosts,\n" +
 			"defaults, output roots and the rate limit change; what does not is said in the log.\n" +
-			"SIGINT and SIGTERM stop it: running jobs are cancelled and give their leases back.",
+			"SIGINT and SIGTERM stop it: running jobs give their leases back, and continue at the next start.",
 		Writer: d.io.Out, ErrWriter: d.io.Err, Reader: d.io.In,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "addr", OnlyOnce: true, Local: true, Usage: "listen on `HOST:PORT` (env H2KVMD_ADDR; default " + config.DefaultAddr + ")"},
 			&cli.StringFlag{Name: "unix-socket", OnlyOnce: true, Local: true, Usage: "listen on the unix socket `FILE`, too; its permissions rule who may use it (env H2KVMD_UNIX_SOCKET)"},
 			&cli.StringFlag{Name: "config", OnlyOnce: true, Usage: "read the configuration from `FILE` (env H2KVMD_CONFIG; default " + config.DefaultFile + " if it exists)"},
-			&cli.StringFlag{Name: "state", OnlyOnce: true, Local: true, Usage: "keep state in the folder `DIR` (env H2KVMD_STATE)"},
+			&cli.StringFlag{Name: "state", OnlyOnce: true, Usage: "keep jobs in the folder `DIR` (env H2KVMD_STATE; default /var/lib/hyper2kvm for root, else ~/.local/state/hyper2kvm)"},
 			&cli.StringSliceFlag{Name: "output-root", Local: true, Usage: "let jobs write below the folder `DIR` only; may be repeated (env H2KVMD_OUTPUT_ROOTS, joined by colons)"},
 			&cli.IntFlag{Name: "max-running-jobs", OnlyOnce: true, Local: true, Usage: fmt.Sprintf("run `N` jobs at once, 1 to %d (env H2KVMD_MAX_RUNNING_JOBS; default %d)", config.MaxRunningLimit, config.DefaultMaxRunning), HideDefault: true},
 			&cli.StringFlag{Name: "tokens-file", OnlyOnce: true, Usage: "ask for tokens, whose hashes are in `FILE` (env H2KVMD_TOKENS_FILE)"},
@@ -73,7 +75,7 @@ func (d *command) root() *cli.Command {
 			&cli.BoolFlag{Name: "check-config", Local: true, Usage: "check the configuration and the files it names, and end"},
 			&cli.BoolFlag{Name: "no-color", Usage: "no banner and colours, also on a terminal (env NO_COLOR)"},
 		},
-		Commands: []*cli.Command{d.tokenCommand()},
+		Commands: []*cli.Command{d.tokenCommand(), d.backupCommand()},
 		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {
 			d.io.NoColor = d.io.NoColor || cmd.Bool("no-color")
 			return ctx, nil
@@ -84,10 +86,29 @@ func (d *command) root() *cli.Command {
 	return root
 }
 
+// defaultState is where state is kept when nobody says where: systemd's
+// StateDirectory, the system's folder for root, else the user's.
+func (d *command) defaultState() string {
+	if given, _, _ := strings.Cut(d.io.Getenv("STATE_DIRECTORY"), ":"); filepath.IsAbs(given) {
+		return given
+	}
+	if os.Geteuid() == 0 {
+		return "/var/lib/hyper2kvm"
+	}
+	if state := d.io.Getenv("XDG_STATE_HOME"); filepath.IsAbs(state) {
+		return filepath.Join(state, "hyper2kvm")
+	}
+	if home := d.io.Getenv("HOME"); filepath.IsAbs(home) {
+		return filepath.Join(home, ".local", "state", "hyper2kvm")
+	}
+	return ""
+}
+
 // flags gives what the command line says.
-func flags(cmd *cli.Command) config.Flags {
+func (d *command) flags(cmd *cli.Command) config.Flags {
 	return config.Flags{
-		Addr: cmd.String("addr"), UnixSocket: cmd.String("unix-socket"),
+		DefaultState: d.defaultState(),
+		Addr:         cmd.String("addr"), UnixSocket: cmd.String("unix-socket"),
 		ConfigFile: cmd.String("config"), DefaultFile: config.DefaultFile, StateDir: cmd.String("state"),
 		OutputRoots: cmd.StringSlice("output-root"), MaxRunning: cmd.Int("max-running-jobs"), TokensFile: cmd.String("tokens-file"),
 		TLS:       config.TLS{Cert: cmd.String("tls-cert"), Key: cmd.String("tls-key"), ClientCA: cmd.String("tls-client-ca")},
@@ -102,7 +123,7 @@ func (d *command) serve(ctx context.Context, cmd *cli.Command) (err error) {
 	if n := cmd.Int("max-running-jobs"); cmd.IsSet("max-running-jobs") && n == 0 {
 		return exit.UsageError(errors.New("-max-running-jobs is 0"), fmt.Sprintf("give 1 to %d", config.MaxRunningLimit))
 	}
-	given := flags(cmd)
+	given := d.flags(cmd)
 	if cmd.Bool("check-config") {
 		return d.check(ctx, given)
 	}
@@ -215,6 +236,7 @@ func (d *command) welcome(addr string, cfg config.Config) {
 		{"/jobs/{id}/events", "GET", "its progress, as it comes"},
 		{"/jobs/{id}/logs", "GET", "its log"},
 		{"/jobs/cancel", "POST", "stops jobs"},
+		{"/jobs/retry", "POST", "puts failed or cancelled jobs back"},
 		{"/events", "GET", "what happens to all jobs"},
 		{"/vms", "GET", "virtual machines"},
 	})

@@ -159,7 +159,9 @@ func TestHangup(t *testing.T) {
 	defer stop()
 	sock := filepath.Join(dir, "s")
 	code := make(chan int, 1)
-	go func() { code <- Run(ctx, []string{"-addr", "127.0.0.1:0", "-config", conf, "-unix-socket", sock}, io) }()
+	go func() {
+		code <- Run(ctx, []string{"-addr", "127.0.0.1:0", "-config", conf, "-unix-socket", sock, "-state", filepath.Join(dir, "state")}, io)
+	}()
 	waitFor := func(what string, ok func() bool) {
 		t.Helper()
 		deadline := time.After(10 * time.Second)

@@ -57,7 +57,7 @@ func (d *command) tokenCommand() *cli.Command {
 
 // tokensFile finds the file that the token commands work on.
 func (d *command) tokensFile(cmd *cli.Command) (string, error) {
-	file, err := config.TokensFile(flags(cmd), d.io.Getenv)
+	file, err := config.TokensFile(d.flags(cmd), d.io.Getenv)
 	if err == nil && file == "" {
 		err = exit.UsageError(errors.New("no token file is configured"), "give -tokens-file FILE, or set tokens_file in the configuration")
 	}
