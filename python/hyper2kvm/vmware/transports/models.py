@@ -231,7 +231,7 @@ class _Reader:
         return tuple(make(value) for value in values)
 
 
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def time_of(text: str, what: str) -> datetime:
@@ -249,7 +249,7 @@ def time_of(text: str, what: str) -> datetime:
 
 
 _SECONDS: Dict[str, float] = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
-_PART = re.compile(r"(\d{1,19}(?:\.\d{1,19})?)(h|ms|m|s|us|µs|μs|ns)")
+_PART = re.compile(r"(\d{1,19}(?:\.\d{1,19})?)(h|ms|m|s|us|µs|μs|ns)", re.ASCII)
 
 
 def duration_of(text: str, what: str) -> timedelta:
@@ -257,7 +257,7 @@ def duration_of(text: str, what: str) -> timedelta:
     if text == "0":
         return timedelta()
     parts = _PART.findall(text[:64])
-    if parts and text.lstrip("-") == "".join(number + unit for number, unit in parts):
+    if parts and text.removeprefix("-") == "".join(number + unit for number, unit in parts):
         try:
             seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
             return timedelta(seconds=-seconds if text.startswith("-") else seconds)
