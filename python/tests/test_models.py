@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import unittest
 from datetime import datetime, timedelta, timezone
+from typing import Any, Dict
 
 from hyper2kvm.vmware.transports import BadAnswer, Job
 from hyper2kvm.vmware.transports.models import DaemonStatus, duration_of, time_of
@@ -64,7 +65,7 @@ class Answers(unittest.TestCase):
         self.assertEqual((got.version, got.uptime, got.running_jobs, got.failed_jobs), ("1.0.0", timedelta(seconds=65), 1, 0))
 
     def test_junk(self) -> None:
-        for what, change in {
+        changes: Dict[str, Dict[str, Any]] = {
             "id is of type int, want str": {"id": 7},
             "id is missing": {"id": ""},
             "status is missing": {"status": None},
@@ -79,7 +80,8 @@ class Answers(unittest.TestCase):
             "progress: estimated_remaining is 'soon'": {"progress": {"estimated_remaining": "soon"}},
             "result: files holds a dict, want str": {"result": {"files": [{}]}},
             "job: created_at is 'then'": {"created_at": "then"},
-        }.items():
+        }
+        for what, change in changes.items():
             with self.subTest(what), self.assertRaisesRegex(BadAnswer, what):
                 Job.parse({**job("running"), **change})
 

@@ -4,10 +4,11 @@ import ast
 import inspect
 import json
 import os
+import subprocess
 import time
 import typing
 import unittest
-from typing import Any, List
+from typing import Any, Dict, List
 from unittest import mock
 
 from hyper2kvm.vmware import transports
@@ -33,7 +34,8 @@ class RunnerTest(unittest.TestCase):
         self.addCleanup(patch_env.stop)
 
     def runner(self, **settings: Any) -> H2KVMCtlRunner:
-        return create_h2kvmctl_runner(**{"timeout": 20, **settings})
+        settings.setdefault("timeout", 20)
+        return create_h2kvmctl_runner(**settings)
 
 
 class Settings(RunnerTest):
@@ -94,8 +96,9 @@ class Settings(RunnerTest):
         self.assertIsNone(caught.exception.__cause__)
 
     def test_nonsense(self) -> None:
-        for settings in ({"timeout": 0}, {"timeout": float("nan")}, {"retry_for": -1}, {"token": " "},
-                         {"token": "a", "token_file": "b"}):
+        bad: List[Dict[str, Any]] = [
+            {"timeout": 0}, {"timeout": float("nan")}, {"retry_for": -1}, {"token": " "}, {"token": "a", "token_file": "b"}]
+        for settings in bad:
             with self.subTest(settings), self.assertRaises(UsageError):
                 self.runner(**settings)
 
@@ -157,16 +160,15 @@ class Calls(RunnerTest):
     def test_interrupt_ends_the_program(self) -> None:
         self.fake.answers({"hang": True})
         started: List[Any] = []
-        popen = process.subprocess.Popen
 
-        class Interrupted(popen):  # type: ignore[misc, valid-type]
+        class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
             def wait(self, timeout: Any = None) -> int:
                 if not started:
                     started.append(self)
                     raise KeyboardInterrupt
                 return int(super().wait(timeout))
 
-        with mock.patch.object(process.subprocess, "Popen", Interrupted), self.assertRaises(KeyboardInterrupt):
+        with mock.patch("subprocess.Popen", Interrupted), self.assertRaises(KeyboardInterrupt):
             self.runner().check_daemon_status()
         self.assertIsNotNone(started[0].returncode)
 
@@ -198,7 +200,8 @@ class Submission(RunnerTest):
 
     def test_values_that_cannot_be_sent(self) -> None:
         self.fake.answers(says(STATUS), says(ACCEPTED))
-        for options in ({"name": "\udc80sesame"}, {"more": {1, 2}}, {"more": float("nan")}):
+        bad: List[Dict[str, Any]] = [{"name": "\udc80sesame"}, {"more": {1, 2}}, {"more": float("nan")}]
+        for options in bad:
             with self.subTest(options), self.assertRaises(UsageError) as caught:
                 self.runner().submit_export_job("web01", "/srv/x", **options)
             self.assertNotIn("sesame", str(caught.exception))
@@ -290,10 +293,11 @@ class Waiting(RunnerTest):
 
     def test_ids_that_are_none(self) -> None:
         self.fake.answers(jobs(job("completed")))
-        for bad in ("", "abc", "-all", f"{ID},{ID}", "a b c d", "x" * 65, None, 7):
-            for call in (self.runner().query_job, self.runner().cancel_job, self.runner().wait_for_job_completion):
+        ids: List[Any] = ["", "abc", "-all", f"{ID},{ID}", "a b c d", "x" * 65, None, 7]
+        for bad in ids:
+            for call in ("query_job", "cancel_job", "wait_for_job_completion"):
                 with self.subTest(bad), self.assertRaises(UsageError):
-                    call(bad)  # type: ignore[arg-type]
+                    getattr(self.runner(), call)(bad)
         self.assertEqual(self.fake.calls(), [])
 
     def test_more_jobs_than_asked_for(self) -> None:
@@ -302,7 +306,8 @@ class Waiting(RunnerTest):
             self.runner().query_job(ID)
 
     def test_nonsense(self) -> None:
-        for settings in ({"timeout": -1}, {"poll_interval": 0}):
+        bad: List[Dict[str, Any]] = [{"timeout": -1}, {"poll_interval": 0}]
+        for settings in bad:
             with self.subTest(settings), self.assertRaises(UsageError):
                 self.runner().wait_for_job_completion(ID, **settings)
 
@@ -343,7 +348,7 @@ class Export(RunnerTest):
 
 class Types(unittest.TestCase):
     def test_everything_is_annotated(self) -> None:
-        for module in (transports.errors, govc, h2kvmctl_runner, models, process):  # type: ignore[attr-defined]
+        for module in (transports.errors, govc, h2kvmctl_runner, models, process):
             for node in ast.walk(ast.parse(inspect.getsource(module))):
                 if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                     continue

@@ -315,9 +315,13 @@ class H2KVMCtlRunner:
         return answer
 
 
-def create_h2kvmctl_runner(daemon_url: Optional[str] = None, **settings: Any) -> H2KVMCtlRunner:
-    """A runner for the daemon at daemon_url, or the environment's; further settings are those of H2KVMCtlRunner."""
-    return H2KVMCtlRunner(daemon_url, **settings)
+def create_h2kvmctl_runner(
+    daemon_url: Optional[str] = None, h2kvmctl_path: Optional[Path] = None, *, timeout: float = 60.0,
+    retry_for: float = 60.0, token: Optional[str] = None, token_file: Optional[Path] = None, ca_cert: Optional[Path] = None,
+) -> H2KVMCtlRunner:
+    """A runner with the settings of H2KVMCtlRunner; without any, those of the environment. Raises as it does."""
+    return H2KVMCtlRunner(daemon_url, h2kvmctl_path, timeout=timeout, retry_for=retry_for, token=token,
+                          token_file=token_file, ca_cert=ca_cert)
 
 
 def _program(given: Optional[Path]) -> str:
