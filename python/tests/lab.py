@@ -125,7 +125,8 @@ class Lab:
 
     def env(self, **settings: str) -> Dict[str, str]:
         """The environment of a program that is to use the daemon."""
-        return environment(H2KVMD_URL=self.url, H2KVMCTL_PATH=self.ctl, PATH=BUILD + os.pathsep + os.environ.get("PATH", ""), **settings)
+        path = BUILD + os.pathsep + os.environ.get("PATH", "")
+        return environment(**{"H2KVMD_URL": self.url, "H2KVMCTL_PATH": self.ctl, "PATH": path, **settings})
 
     def close(self) -> None:
         """Ends everything."""
