@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import os
+import pickle
 import subprocess
 import time
 import typing
@@ -255,6 +256,14 @@ class Waiting(RunnerTest):
         self.assertEqual((caught.exception.exit_code, caught.exception.job_id), (4, ID))
         self.assertIn('no such VM \ufffd[2J among 24 (list the VMs)', str(caught.exception))
         self.assertEqual(caught.exception.job.status, "failed")
+
+    def test_errors_travel_between_processes(self) -> None:
+        self.fake.answers(jobs(job("failed", error="why")))
+        with self.assertRaises(JobFailed) as caught:
+            self.runner().wait_for_job_completion(ID)
+        again = pickle.loads(pickle.dumps(caught.exception))
+        self.assertEqual((type(again), str(again), again.job, again.stderr, again.exit_code),
+                         (JobFailed, str(caught.exception), caught.exception.job, "why", 4))
 
     def test_cancelled(self) -> None:
         self.fake.answers(jobs(job("cancelled")))

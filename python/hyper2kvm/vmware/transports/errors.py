@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional, Tuple, Type
 
 if TYPE_CHECKING:
     from .models import Job
@@ -29,6 +29,15 @@ class H2KVMError(Exception):
         super().__init__(clean(message))
         self.exit_code = exit_code
         self.stderr = clean(stderr)
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        # Pickling would call __init__ with the message alone, and break a pool
+        # of processes in which a job fails.
+        return _restore, (type(self), self.args), self.__dict__
+
+
+def _restore(kind: Type[H2KVMError], args: Tuple[Any, ...]) -> H2KVMError:
+    return kind.__new__(kind, *args)
 
 
 class UsageError(H2KVMError):
