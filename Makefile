@@ -1,6 +1,7 @@
 # Every target works in a fresh clone; `make help` lists them.
 GO        ?= go
 GOFLAGS   ?= -trimpath
+PYTHON    ?= python3
 BINARIES  := hyper2kvm hyper2kvmd h2kvmctl
 LINTER    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME  ?= 20s
@@ -16,8 +17,10 @@ build: ## build the three binaries into build/
 	@mkdir -p build
 	$(GO) build $(GOFLAGS) -o build/ $(addprefix ./cmd/,$(BINARIES))
 
-test: ## run all tests (needs qemu-img and qemu-system-x86_64)
+test: build ## run all tests (needs qemu-img, qemu-system-x86_64 and python3)
+	$(GO) build $(GOFLAGS) -o build/ ./internal/lab/cmd/h2kvm-lab
 	$(GO) test ./...
+	cd python && H2KVM_BUILD="$(CURDIR)/build" PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m unittest discover -s tests -t .
 
 race: ## run all tests under the race detector
 	$(GO) test -race ./...

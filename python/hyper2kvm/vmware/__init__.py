@@ -1,0 +1,1 @@
+"""What gets VMs out of VMware; see hyper2kvm.vmware.transports."""
