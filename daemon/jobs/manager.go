@@ -233,6 +233,7 @@ func withDefaults(o, d models.Options) models.Options {
 	fill(&o.KeepVMDK, d.KeepVMDK)
 	fill(&o.VerifyGrains, d.VerifyGrains)
 	fill(&o.Hardware, d.Hardware)
+	fill(&o.NVMe, d.NVMe)
 	if o.Networks == nil {
 		o.Networks = maps.Clone(d.Networks)
 	}
@@ -254,7 +255,7 @@ func builtin() models.Options {
 		ParallelDownloads: new(4), RemoveCDROM: new(false), ShowIndividualProgress: new(false),
 		Format: new(models.OVF), Compress: new(false), Snapshot: new(false), Shutdown: new(false),
 		IncludeMedia: new(false), Overwrite: new(false), SkipSpaceCheck: new(false),
-		KeepVMDK: new(false), VerifyGrains: new(false), Hardware: new(models.SameHardware),
+		KeepVMDK: new(false), VerifyGrains: new(false), Hardware: new(models.SameHardware), NVMe: new(false),
 		Networks: map[string]string{}, Priority: new(0),
 	}
 }

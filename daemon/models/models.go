@@ -81,6 +81,8 @@ type Options struct {
 	// proves the disk.
 	VerifyGrains *bool     `json:"verify_grains,omitempty"`
 	Hardware     *Hardware `json:"hardware,omitempty"`
+	// NVMe keeps NVMe disks on an NVMe controller, which libvirt has since 11.5.
+	NVMe *bool `json:"nvme,omitempty"`
 	// Networks gives for names of VMware networks what their adapters are
 	// plugged into on KVM: BRIDGE, bridge:BRIDGE or network:NETWORK; the name
 	// * stands for all others.

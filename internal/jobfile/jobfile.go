@@ -240,7 +240,7 @@ func orJob(where string) string {
 var (
 	jobKeys    = []string{"name", "vm_path", "output_path", "options", "vcenter", "format", "compress", "snapshot", "overwrite"}
 	optionKeys = []string{"parallel_downloads", "remove_cdrom", "show_individual_progress", "format", "compress", "snapshot", "shutdown", "include_media", "overwrite", "skip_space_check",
-		"keep_vmdk", "verify_grains", "hardware", "networks", "priority"}
+		"keep_vmdk", "verify_grains", "hardware", "nvme", "networks", "priority"}
 	vcenterKeys = []string{"name", "server", "username", "password", "insecure"}
 )
 
@@ -306,6 +306,7 @@ func optionFields(o *models.Options) fields {
 		"overwrite":                ptr(&o.Overwrite, (*strict.Node).Bool),
 		"skip_space_check":         ptr(&o.SkipSpaceCheck, (*strict.Node).Bool),
 		"keep_vmdk":                ptr(&o.KeepVMDK, (*strict.Node).Bool),
+		"nvme":                     ptr(&o.NVMe, (*strict.Node).Bool),
 		"verify_grains":            ptr(&o.VerifyGrains, (*strict.Node).Bool),
 		"hardware": ptr(&o.Hardware, func(n *strict.Node) (models.Hardware, error) {
 			s, err := n.Text()

@@ -12,7 +12,7 @@ import (
 
 // domainOptions reads what a job says of the machine on KVM.
 func domainOptions(o models.Options) (libvirt.Options, error) {
-	var out libvirt.Options
+	out := libvirt.Options{NVMe: is(o.NVMe)}
 	if o.Hardware != nil {
 		out.Hardware = libvirt.Hardware(*o.Hardware)
 	}

@@ -201,6 +201,7 @@ func clone(r store.Record) store.Record {
 	o.KeepVMDK = copied(o.KeepVMDK)
 	o.VerifyGrains = copied(o.VerifyGrains)
 	o.Hardware = copied(o.Hardware)
+	o.NVMe = copied(o.NVMe)
 	o.Networks = maps.Clone(o.Networks)
 	o.Priority = copied(o.Priority)
 	if v := copied(j.Definition.VCenter); v != nil {

@@ -278,7 +278,7 @@ func (a *app) askFormat(ctx context.Context, o *models.Options) error {
 	}
 	same, virtio := models.SameHardware, models.VirtioHardware
 	o.Hardware = &same
-	how, err = a.io.Choose(ctx, "Devices: the (s)ame as VMware's, so that the guest starts unchanged, or (v)irtio, if it has the drivers? [s]",
+	how, err = a.io.Choose(ctx, "Devices: (s)ame as VMware's, or (v)irtio, if the guest has its drivers? [s]",
 		[]string{"same", "virtio"}, 0)
 	if err == nil && how == 1 {
 		o.Hardware = &virtio

@@ -28,6 +28,7 @@ func Flags() []cli.Flag {
 		&cli.BoolFlag{Name: "keep-vmdk", Usage: "store the host's streams, too, beside qcow2 or raw images"},
 		&cli.BoolFlag{Name: "verify-grains", Usage: "inflate and check every grain, also where the host's hash proves the disk"},
 		&cli.StringFlag{Name: "hardware", OnlyOnce: true, Usage: "`DEVICES` of the libvirt domain: same as VMware's, or virtio (default: same)"},
+		&cli.BoolFlag{Name: "nvme", Usage: "keep NVMe disks on an NVMe controller, which libvirt has since 11.5, instead of SATA"},
 		&cli.StringSliceFlag{Name: "network", Usage: "`NAME=TARGET` plugs adapters of a VMware network into a bridge, or into network:NET of libvirt; * is any other"},
 		&cli.IntFlag{Name: "parallel", OnlyOnce: true, HideDefault: true, Usage: fmt.Sprintf("`N` disks at a time, %d to %d (default: 4)", models.MinParallel, models.MaxParallel)},
 		&cli.BoolFlag{Name: "remove-cdrom", Usage: "take CD-ROM drives out of the VM first"},
@@ -49,7 +50,7 @@ var fields = map[string]string{
 func Read(cmd *cli.Command) (models.Options, error) {
 	var o models.Options
 	for flag, to := range map[string]**bool{
-		"compress": &o.Compress, "keep-vmdk": &o.KeepVMDK, "verify-grains": &o.VerifyGrains,
+		"compress": &o.Compress, "keep-vmdk": &o.KeepVMDK, "verify-grains": &o.VerifyGrains, "nvme": &o.NVMe,
 		"remove-cdrom": &o.RemoveCDROM, "snapshot": &o.Snapshot, "shutdown": &o.Shutdown,
 		"include-media": &o.IncludeMedia, "overwrite": &o.Overwrite, "skip-space-check": &o.SkipSpaceCheck,
 	} {
