@@ -81,7 +81,36 @@ func (s IO) badge(style, label, format string, args []any) {
 }
 
 func (s IO) styledBadge(style, label, text string) {
-	fmt.Fprintf(s.Out, "%s %-7s %s %s\n", style, label, reset, Clean(text))
+	const indent = 10 // the label and what is around it
+	lines := wrap(Clean(text), s.Width()-indent)
+	fmt.Fprintf(s.Out, "%s %-7s %s %s\n", style, label, reset, lines[0])
+	for _, l := range lines[1:] {
+		fmt.Fprintf(s.Out, "%*s%s\n", indent, "", l)
+	}
+}
+
+// wrap breaks a text at spaces into lines of at most width columns; a longer
+// word, a path say, stays whole, so that it can be copied.
+func wrap(text string, width int) []string {
+	if runewidth.StringWidth(text) <= width {
+		return []string{text}
+	}
+	var lines []string
+	line, used := "", 0
+	for _, word := range strings.Split(text, " ") {
+		w := runewidth.StringWidth(word)
+		if used > 0 && used+1+w > width {
+			lines = append(lines, line)
+			line, used = "", 0
+		}
+		if used > 0 {
+			line += " "
+			used++
+		}
+		line += word
+		used += w
+	}
+	return append(lines, line)
 }
 
 func (s IO) plainBadge(_, label, text string) {

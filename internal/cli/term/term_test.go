@@ -3,6 +3,7 @@ package term
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -137,6 +138,20 @@ func TestShortenMiddle(t *testing.T) {
 		}
 		if strings.HasSuffix(tc.in, "vmdk") && !strings.HasSuffix(got, ".vmdk") {
 			t.Errorf("%q lost its end", got)
+		}
+	}
+}
+
+func TestWrap(t *testing.T) {
+	for text, want := range map[string][]string{
+		"":                           {""},
+		"short":                      {"short"},
+		"one two three":              {"one two", "three"},
+		"a /very/long/path/name end": {"a", "/very/long/path/name", "end"},
+		"日本語 日本語":                    {"日本語", "日本語"},
+	} {
+		if got := wrap(text, 8); !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", text, got, want)
 		}
 	}
 }
