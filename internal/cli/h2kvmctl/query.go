@@ -7,14 +7,17 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mattn/go-runewidth"
 	"github.com/urfave/cli/v3"
 
+	"github.com/hyper2kvm/hyper2kvm/daemon/client"
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
+	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 )
 
 // Widths of the table's columns that hold free text.
@@ -23,8 +26,8 @@ const (
 	pathWidth = 40
 )
 
-// watchEvery is the pause between two looks of query -watch.
-const watchEvery = 2 * time.Second
+// watchEvery is the shortest time between two looks of query -watch.
+const watchEvery = 500 * time.Millisecond
 
 func (a *app) queryCommand() *cli.Command {
 	return &cli.Command{
@@ -61,7 +64,7 @@ func (a *app) query(ctx context.Context, cmd *cli.Command) error {
 	}
 	defer c.Close()
 	if watch {
-		return a.watchQuery(ctx, func() (models.QueryResponse, error) { return c.Query(ctx, q) }, len(q.JobIDs) > 0)
+		return a.watchQuery(ctx, c, func(ctx context.Context) (models.QueryResponse, error) { return c.Query(ctx, q) }, len(q.JobIDs) > 0)
 	}
 	resp, err := c.Query(ctx, q)
 	if err != nil {
@@ -194,24 +197,63 @@ func clock(t *time.Time, now time.Time) string {
 }
 
 // watchQuery shows the jobs again and again until all have ended: on a
-// terminal in place, else each time that something has changed.
-func (a *app) watchQuery(ctx context.Context, query func() (models.QueryResponse, error), byID bool) error {
+// terminal in place, else each time that something has changed. It asks when
+// the daemon's events tell of a change, and goes on after a restart of the
+// daemon as the event stream does.
+func (a *app) watchQuery(ctx context.Context, c *client.Client, query func(context.Context) (models.QueryResponse, error), byID bool) error {
+	parent := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ended := func() error {
+		if parent.Err() != nil {
+			return &exit.Error{Code: exit.Interrupted} // there is nothing to say
+		}
+		return context.Cause(ctx)
+	}
+	changed := make(chan struct{}, 1)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel(nil)
+	watching.Go(func() {
+		err := c.Watch(ctx, "", 0, func(models.Event) error {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+			return nil
+		})
+		cancel(err)
+	})
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	show := a.newTables()
 	for {
-		resp, err := query()
-		if err != nil {
+		resp, err := query(ctx)
+		// While the daemon is away the event stream decides how long to wait.
+		if err != nil && problem.KindOf(err) != problem.Unreachable {
+			if ctx.Err() != nil {
+				return ended()
+			}
 			return err
 		}
-		show(func(a *app) { a.printJobs(resp, byID) })
-		if !slices.ContainsFunc(resp.Jobs, func(j models.Job) bool { return !j.Status.Final() }) {
-			return nil
+		if err == nil {
+			show(func(a *app) { a.printJobs(resp, byID) })
+			if !slices.ContainsFunc(resp.Jobs, func(j models.Job) bool { return !j.Status.Final() }) {
+				return nil
+			}
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
+		// A pause first: progress comes four times a second from each job.
+		for _, wait := range []<-chan struct{}{nil, changed} {
+			next := tick.C
+			if wait != nil {
+				next = nil
+			}
+			select {
+			case <-ctx.Done():
+				return ended()
+			case <-wait:
+			case <-next:
+			}
 		}
 	}
 }

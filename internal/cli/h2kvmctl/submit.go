@@ -13,6 +13,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/joboptions"
+	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 )
 
 func (a *app) submitCommand() *cli.Command {
@@ -50,6 +51,10 @@ func (a *app) submit(ctx context.Context, cmd *cli.Command) error {
 	}
 	defer c.Close()
 	resp, err := send(c)
+	if err != nil && ctx.Err() != nil {
+		return problem.New(problem.Cancelled, "submit", errors.New("interrupted before the daemon answered"),
+			"it may have taken the job: look with `"+name+" query -all` before submitting it again")
+	}
 	if err != nil && resp.Rejected == 0 {
 		return err
 	}
