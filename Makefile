@@ -8,7 +8,7 @@ FUZZTIME  ?= 20s
 TOOLS     := $(CURDIR)/build/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race lint bench fuzz e2e lab demo clean
+.PHONY: help build test race lint bench load fuzz e2e lab demo clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ $(TOOLS)/golangci-lint:
 
 bench: build ## measure speed and memory against plain downloads
 	$(GO) run ./internal/bench
+
+load: build ## measure a daemon that has much to do
+	$(GO) run ./internal/bench/load
 
 fuzz: ## run every fuzz test for FUZZTIME (default 20s) each
 	@set -e; for pkg in $$($(GO) list ./...); do \

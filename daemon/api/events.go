@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/jobs"
-	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 )
 
@@ -51,13 +49,13 @@ func (a *api) events(w http.ResponseWriter, r *http.Request) (any, error) {
 				break
 			}
 		}
-		var e models.Event
+		var e jobs.Event
 		wait, cancel := context.WithTimeout(ctx, heartbeat)
 		e, err = sub.Next(wait)
 		cancel()
 		switch {
 		case err == nil:
-			err = s.event(e)
+			err = s.events(e, sub.More)
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
 			err = s.send([]byte(": heartbeat\n\n"))
 		}
@@ -76,13 +74,25 @@ type stream struct {
 	rc *http.ResponseController
 }
 
-func (s stream) event(e models.Event) error {
-	data, err := json.Marshal(e)
-	if err != nil {
-		return fmt.Errorf("marshal event: %w", err)
+// events sends an event with those that are there already, in one write: that
+// is what costs when there are hundreds of readers.
+func (s stream) events(e jobs.Event, more func() (jobs.Event, bool)) error {
+	var b []byte
+	for ok := true; ok; e, ok = more() {
+		data, err := e.JSON()
+		if err != nil {
+			return fmt.Errorf("marshal event: %w", err)
+		}
+		b = fmt.Appendf(b, "id: %d\nevent: %s\ndata: %s\n\n", e.ID, e.Type, data)
+		if len(b) >= maxWrite {
+			break
+		}
 	}
-	return s.send(fmt.Appendf(nil, "id: %d\nevent: %s\ndata: %s\n\n", e.ID, e.Type, data))
+	return s.send(b)
 }
+
+// maxWrite is about how much is sent at once.
+const maxWrite = 64 << 10
 
 // send writes and flushes. The server's deadline for a whole answer gives way
 // to one for each write: a stream lasts for hours, but a reader that takes

@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"sync"
@@ -29,12 +30,34 @@ var (
 	ErrClosed = errors.New("event stream closed")
 )
 
+// Event is an event as it is handed to readers, of which there may be hundreds:
+// its JSON is made once, by the first who asks for it.
+type Event struct {
+	models.Event
+	encoded *encoding
+}
+
+type encoding struct {
+	once sync.Once
+	data []byte
+	err  error
+}
+
+func newEvent(e models.Event) Event { return Event{e, &encoding{}} }
+
+// JSON is the event as the API gives it. The bytes are shared: they must not
+// be changed.
+func (e Event) JSON() ([]byte, error) {
+	e.encoded.once.Do(func() { e.encoded.data, e.encoded.err = json.Marshal(e.Event) })
+	return e.encoded.data, e.encoded.err
+}
+
 // hub numbers events and hands them to readers. Publishing never waits for a
 // reader.
 type hub struct {
 	mu      sync.Mutex
 	last    uint64
-	ring    []models.Event // the last events, at most ringSize, oldest first from start
+	ring    []Event // the last events, at most ringSize, oldest first from start
 	start   int
 	readers map[*Subscription]struct{}
 	closed  bool
@@ -56,10 +79,11 @@ func (h *hub) publish(e models.Event) (models.Event, bool) {
 	}
 	h.last++
 	e.ID = h.last
+	shared := newEvent(e)
 	if len(h.ring) < ringSize {
-		h.ring = append(h.ring, e)
+		h.ring = append(h.ring, shared)
 	} else {
-		h.ring[h.start] = e
+		h.ring[h.start] = shared
 		h.start = (h.start + 1) % ringSize
 	}
 	for s := range h.readers {
@@ -67,7 +91,7 @@ func (h *hub) publish(e models.Event) (models.Event, bool) {
 			continue
 		}
 		select {
-		case s.events <- e:
+		case s.events <- shared:
 		default:
 			h.drop(s, ErrLagged)
 		}
@@ -77,10 +101,10 @@ func (h *hub) publish(e models.Event) (models.Event, bool) {
 
 // subscribe adds a reader. Missed holds the events after last when the ring
 // still has all of them (whole); at is the id of the newest event so far.
-func (h *hub) subscribe(jobID string, last uint64) (s *Subscription, missed []models.Event, whole bool, at uint64) {
+func (h *hub) subscribe(jobID string, last uint64) (s *Subscription, missed []Event, whole bool, at uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s = &Subscription{hub: h, jobID: jobID, events: make(chan models.Event, readerQueue)}
+	s = &Subscription{hub: h, jobID: jobID, events: make(chan Event, readerQueue)}
 	if h.closed {
 		s.err = ErrClosed
 		close(s.events)
@@ -126,10 +150,10 @@ type Subscription struct {
 	hub   *hub
 	jobID string
 
-	first  []models.Event // before what comes from events
-	asOf   time.Time      // job events older than this are behind first's state
+	first  []Event   // before what comes from events
+	asOf   time.Time // job events older than this are behind first's state
 	done   bool
-	events chan models.Event
+	events chan Event
 	err    error // why events was closed; guarded by hub.mu until then
 }
 
@@ -137,9 +161,9 @@ type Subscription struct {
 // one job that is followed, ErrLagged or ErrClosed when there will be no more
 // events, and the context's error when ctx ends first; then it can be called
 // again.
-func (s *Subscription) Next(ctx context.Context) (models.Event, error) {
+func (s *Subscription) Next(ctx context.Context) (Event, error) {
 	if s.done {
-		return models.Event{}, io.EOF
+		return Event{}, io.EOF
 	}
 	if len(s.first) > 0 {
 		e := s.first[0]
@@ -150,19 +174,46 @@ func (s *Subscription) Next(ctx context.Context) (models.Event, error) {
 		select {
 		case e, ok := <-s.events:
 			if !ok {
-				return models.Event{}, s.err
+				return Event{}, s.err
 			}
 			if e.Job != nil && e.Job.UpdatedAt.Before(s.asOf) {
 				continue
 			}
 			return s.seen(e), nil
 		case <-ctx.Done():
-			return models.Event{}, ctx.Err()
+			return Event{}, ctx.Err()
 		}
 	}
 }
 
-func (s *Subscription) seen(e models.Event) models.Event {
+// More gives the next event if one is there already; when there will be no
+// more, Next says why.
+func (s *Subscription) More() (Event, bool) {
+	if s.done {
+		return Event{}, false
+	}
+	if len(s.first) > 0 {
+		e := s.first[0]
+		s.first = s.first[1:]
+		return s.seen(e), true
+	}
+	for {
+		select {
+		case e, ok := <-s.events:
+			if !ok {
+				return Event{}, false
+			}
+			if e.Job != nil && e.Job.UpdatedAt.Before(s.asOf) {
+				continue
+			}
+			return s.seen(e), true
+		default:
+			return Event{}, false
+		}
+	}
+}
+
+func (s *Subscription) seen(e Event) Event {
 	s.done = s.jobID != "" && e.Type == models.StateEvent && e.Job != nil && e.Job.Status.Final()
 	return e
 }

@@ -340,14 +340,30 @@ func (m *Manager) Query(ctx context.Context, q models.QueryRequest) (models.Quer
 				fmt.Errorf("no such job: %s", strings.Join(missing, ", ")), "query all jobs to see their ids")
 		}
 	}
+	total := -1
+	if q.Limit > 0 && filter.IDs == nil {
+		// Of thousands of jobs only those asked for are read.
+		count, err := m.store.Count(ctx)
+		if err != nil {
+			return models.QueryResponse{}, fmt.Errorf("%s: %w", what, err)
+		}
+		total = 0
+		for s, n := range count {
+			if filter.Status == nil || slices.Contains(filter.Status, s) {
+				total += n
+			}
+		}
+		filter.Limit, filter.Last = q.Limit, true
+	}
 	recs, err := m.store.Load(ctx, filter)
 	if err != nil {
 		return models.QueryResponse{}, fmt.Errorf("%s: %w", what, err)
 	}
-	out := models.QueryResponse{Jobs: []models.Job{}, Total: len(recs), Timestamp: time.Now().UTC()}
 	if q.Limit > 0 && len(recs) > q.Limit {
+		total = len(recs)
 		recs = recs[len(recs)-q.Limit:]
 	}
+	out := models.QueryResponse{Jobs: []models.Job{}, Total: max(total, len(recs)), Timestamp: time.Now().UTC()}
 	for _, r := range recs {
 		out.Jobs = append(out.Jobs, m.view(r.Job))
 	}
@@ -486,9 +502,9 @@ func (m *Manager) Logs(ctx context.Context, id string) (models.LogsResponse, err
 // Subscribe follows the events of one job, or of all when jobID is empty. With
 // the id of an event that is still remembered the reader gets what it missed
 // since; otherwise it begins with the state of the job, or of every job that
-// has not ended. The caller closes the subscription.
+// runs. The caller closes the subscription.
 func (m *Manager) Subscribe(ctx context.Context, jobID string, lastEventID uint64) (*Subscription, error) {
-	filter := store.Filter{Status: []models.Status{models.Pending, models.Running}}
+	filter := store.Filter{Status: []models.Status{models.Running}}
 	if jobID != "" {
 		rec, err := m.find(ctx, jobID)
 		if err != nil {
@@ -501,12 +517,16 @@ func (m *Manager) Subscribe(ctx context.Context, jobID string, lastEventID uint6
 	if !whole && lastEventID > 0 && lastEventID < at {
 		// Gone from memory, or of an earlier process: what was stored since.
 		m.record.flush(ctx)
-		var err error
-		if missed, err = m.store.Events(ctx, store.EventFilter{After: lastEventID, JobID: jobID, Limit: maxMissed}); err != nil {
+		stored, err := m.store.Events(ctx, store.EventFilter{After: lastEventID, JobID: jobID, Limit: maxMissed})
+		if err != nil {
 			s.Close()
 			return nil, fmt.Errorf("read missed events: %w", err)
 		}
-		missed = slices.DeleteFunc(missed, func(e models.Event) bool { return e.ID > at })
+		for _, e := range stored {
+			if e.ID <= at {
+				missed = append(missed, newEvent(e))
+			}
+		}
 	}
 	s.first = missed
 	// The state is read after the subscription began, so that no change falls
@@ -519,14 +539,14 @@ func (m *Manager) Subscribe(ctx context.Context, jobID string, lastEventID uint6
 	for _, r := range recs {
 		// A reader that comes back after the last event of an ended job would
 		// wait for ever: it gets the state once more.
-		ended := jobID != "" && r.Job.Status.Final() && !slices.ContainsFunc(missed, func(e models.Event) bool {
+		ended := jobID != "" && r.Job.Status.Final() && !slices.ContainsFunc(missed, func(e Event) bool {
 			return e.Type == models.StateEvent && e.Job.Status.Final()
 		})
 		if whole && !ended {
 			continue
 		}
 		job := m.view(r.Job)
-		s.first = append(s.first, models.Event{ID: at, Type: models.StateEvent, JobID: job.ID, Time: time.Now().UTC(), Job: &job})
+		s.first = append(s.first, newEvent(models.Event{ID: at, Type: models.StateEvent, JobID: job.ID, Time: time.Now().UTC(), Job: &job}))
 		if jobID != "" {
 			s.asOf = job.UpdatedAt
 		}

@@ -499,7 +499,7 @@ func TestProgressRate(t *testing.T) {
 				}
 			}
 		}
-		if len(times) < seconds*4-2 || len(times) > seconds*4+1 {
+		if len(times) < seconds*2-2 || len(times) > seconds*2+1 {
 			t.Errorf("%d progress events in %d s", len(times), seconds)
 		}
 		if last != seconds*1000 {

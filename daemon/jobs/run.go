@@ -13,7 +13,7 @@ import (
 )
 
 // progressEvery is the shortest time between two progress events of a job.
-const progressEvery = 250 * time.Millisecond
+const progressEvery = 500 * time.Millisecond
 
 // run is a job while it runs in this process.
 type run struct {

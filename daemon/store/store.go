@@ -38,8 +38,10 @@ type Filter struct {
 	// Queue orders them as waiting jobs are taken: by falling priority, and by
 	// insertion among the same.
 	Queue bool
-	// Limit is the most records given; 0 means no limit. They are the first.
+	// Limit is the most records given; 0 means no limit. They are the first, or
+	// with Last the last ones; their order is the same.
 	Limit int
+	Last  bool
 }
 
 // EventFilter selects events; every condition that is set must hold.

@@ -142,6 +142,10 @@ func (s *Store) Load(ctx context.Context, f store.Filter) ([]store.Record, error
 		order = slices.Clone(order)
 		slices.SortStableFunc(order, func(a, b *store.Record) int { return cmp.Compare(b.Job.Priority(), a.Job.Priority()) })
 	}
+	if f.Last {
+		order = slices.Clone(order)
+		slices.Reverse(order)
+	}
 	var out []store.Record
 	for _, r := range order {
 		if ids != nil && !ids[r.Job.ID] ||
@@ -154,6 +158,9 @@ func (s *Store) Load(ctx context.Context, f store.Filter) ([]store.Record, error
 		if f.Limit > 0 && len(out) == f.Limit {
 			break
 		}
+	}
+	if f.Last {
+		slices.Reverse(out)
 	}
 	return out, nil
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -152,8 +153,13 @@ func (s *Store) Load(ctx context.Context, f store.Filter) ([]store.Record, error
 		and("owner IN ('', ?)", f.Owner)
 	}
 	order := "seq"
-	if f.Queue {
+	switch {
+	case f.Queue && f.Last:
+		order = "priority, seq DESC"
+	case f.Queue:
 		order = "priority DESC, seq"
+	case f.Last:
+		order = "seq DESC"
 	}
 	query := `SELECT ` + columns + ` FROM jobs WHERE ` + strings.Join(where, " AND ") + ` ORDER BY ` + order //nolint:gosec // the clauses are constants
 	if f.Limit > 0 {
@@ -175,6 +181,9 @@ func (s *Store) Load(ctx context.Context, f store.Filter) ([]store.Record, error
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("load jobs: %w", err)
+	}
+	if f.Last {
+		slices.Reverse(out)
 	}
 	return out, nil
 }

@@ -182,6 +182,8 @@ func filter(t *testing.T, s store.Store) {
 		{store.Filter{Status: []models.Status{models.Cancelled, models.Failed}}, []string{"aa2"}},
 		{store.Filter{Status: []models.Status{models.Pending}, Owner: "me"}, []string{"aa1", "a%_"}},
 		{store.Filter{Status: []models.Status{models.Pending}, Owner: "other", Limit: 2}, []string{"aa1", "bb1"}},
+		{store.Filter{Limit: 2, Last: true}, []string{"bb1", "a%_"}},
+		{store.Filter{Last: true}, []string{"aa1", "aa2", "bb1", "a%_"}},
 	} {
 		if got := ids(t, s, c.f); !slices.Equal(got, c.want) {
 			t.Errorf("%+v gives %v, want %v", c.f, got, c.want)

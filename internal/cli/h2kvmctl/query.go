@@ -242,7 +242,7 @@ func (a *app) watchQuery(ctx context.Context, c *client.Client, query func(conte
 				return nil
 			}
 		}
-		// A pause first: progress comes four times a second from each job.
+		// A pause first: progress comes twice a second from each job.
 		for _, wait := range []<-chan struct{}{nil, changed} {
 			next := tick.C
 			if wait != nil {
