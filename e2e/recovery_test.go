@@ -200,3 +200,36 @@ func TestRetry(t *testing.T) {
 		}
 	}
 }
+
+// TestKilledSnapshot: the snapshot of a killed export goes away with the next
+// run.
+func TestKilledSnapshot(t *testing.T) {
+	const vm = "/DC0/vm/Production/running01"
+	l := startLab(t, lab.Options{LeaseTimeout: time.Second})
+	l.SetFaults(vm, lab.Faults{StallAfter: mib, StallTimes: 1, Disks: []int{1}})
+	dir := filepath.Join(t.TempDir(), "out")
+	args := []string{"export", "-vm", vm, "-output", dir, "-snapshot"}
+	p := start(t, environment(l), "hyper2kvm", args...)
+	waitFor(t, func() bool {
+		found, _ := filepath.Glob(filepath.Join(dir, "*.partial"))
+		return len(found) > 0 && l.OpenLeases() > 0
+	})
+	if err := p.cmd.Process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-p.done
+	_, out, _ := run(t, environment(l), "hyper2kvm", "inspect", "-vm", vm, "-json")
+	if !strings.Contains(out, "hyper2kvm 20") {
+		t.Fatalf("there is no snapshot to clean up:\n%s", out)
+	}
+	if code, out, errs := run(t, environment(l), "hyper2kvm", args...); code != 0 || !strings.Contains(errs, "removing the snapshot that an interrupted export left") {
+		t.Fatalf("exit %d\n%s%s", code, out, errs)
+	}
+	if _, out, _ := run(t, environment(l), "hyper2kvm", "inspect", "-vm", vm, "-json"); strings.Contains(out, "hyper2kvm 20") {
+		t.Errorf("a snapshot is left:\n%s", out)
+	}
+	checkWhole(t, l, vm, dir, 2)
+	if _, err := os.Stat(filepath.Join(dir, ".hyper2kvm.note")); err == nil {
+		t.Error("the note is left")
+	}
+}

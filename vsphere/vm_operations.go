@@ -323,6 +323,28 @@ func handover[T any](ctx context.Context, c *Client, name string, d time.Duratio
 	}
 }
 
+// FindSnapshot gives the reference of a VM's snapshot of that name; empty when
+// there is none. Of several the first is given, depth first.
+func (c *Client) FindSnapshot(ctx context.Context, moref, name string) (string, error) {
+	props, err := c.properties(ctx, c.vmRef(moref), "snapshot")
+	if err != nil {
+		return "", failure("look for a snapshot of VM "+moref, err)
+	}
+	var find func(trees []types.VirtualMachineSnapshotTree) string
+	find = func(trees []types.VirtualMachineSnapshotTree) string {
+		for _, t := range trees {
+			if t.Name == name {
+				return t.Snapshot.Value
+			}
+			if ref := find(t.ChildSnapshotList); ref != "" {
+				return ref
+			}
+		}
+		return ""
+	}
+	return find(get[types.VirtualMachineSnapshotInfo](props, "snapshot").RootSnapshotList), nil
+}
+
 // RemoveSnapshot removes one snapshot, its children not included, and merges
 // its disks. A snapshot that is gone already is no error.
 func (c *Client) RemoveSnapshot(ctx context.Context, snapshotMoRef string) error {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -32,6 +33,10 @@ const (
 	// cleanupTimeout bounds the removal of a snapshot, which the host may
 	// take minutes to consolidate.
 	cleanupTimeout = 10 * time.Minute
+	// busyPause is the pause between two looks at a busy VM.
+	busyPause = 2 * time.Second
+	// noteTimeout bounds the look for a snapshot that could not be made.
+	noteTimeout = 10 * time.Second
 	// defaultParallel is how many disks are in transfer at once.
 	defaultParallel = 4
 )
@@ -85,7 +90,10 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, sink 
 	if err := folder.Examine(identity, overwrite); err != nil {
 		return models.Result{}, err
 	}
-	origin, err := prepare(ctx, c, vm, def.Options, tracker)
+	if vm, err = cleanUp(ctx, c, folder, identity, vm, tracker); err != nil {
+		return models.Result{}, err
+	}
+	origin, err := prepare(ctx, c, vm, identity, folder, def.Options, tracker)
 	if err != nil {
 		return models.Result{}, err
 	}
@@ -203,6 +211,7 @@ func hardware(vm vsphere.VM, removed []string) output.Hardware {
 // origin is an export.Origin: a VM made ready, and what has to be undone.
 type origin struct {
 	client       *vsphere.Client
+	folder       *output.Folder
 	vm           vsphere.VM
 	removed      []string
 	snapshot     string // moref
@@ -210,10 +219,53 @@ type origin struct {
 	domain       libvirt.Options
 }
 
+// cleanUp removes the snapshot that a run which was killed has left, and gives
+// the VM as it is then.
+func cleanUp(ctx context.Context, c *vsphere.Client, folder *output.Folder, identity output.VM, vm vsphere.VM, tracker *progress.Tracker) (vsphere.VM, error) {
+	note, found, err := folder.Note()
+	if err != nil || !found || !note.VM.Same(identity) {
+		return vm, err
+	}
+	ref, err := c.FindSnapshot(ctx, vm.MoRef, note.Snapshot)
+	if err != nil {
+		return vm, err
+	}
+	if ref != "" {
+		tracker.Remark(slog.LevelWarn, "removing the snapshot that an interrupted export left",
+			slog.String("vm", vm.Path), slog.String("snapshot", note.Snapshot))
+		if err := removeIdle(ctx, c, ref, tracker); err != nil {
+			return vm, err
+		}
+		if vm, err = c.InspectVM(ctx, vm.MoRef); err != nil {
+			return vm, err
+		}
+	}
+	return vm, folder.DropNote()
+}
+
+// removeIdle removes a snapshot once nothing holds the VM any more: a lease of
+// the process that was killed lives on for its timeout.
+func removeIdle(ctx context.Context, c *vsphere.Client, ref string, tracker *progress.Tracker) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	for {
+		err := c.RemoveSnapshot(ctx, ref)
+		if !errors.Is(err, vsphere.ErrBusy) {
+			return err
+		}
+		tracker.Remark(slog.LevelInfo, "the VM is busy, the snapshot is removed when it is free", slog.String("error", err.Error()))
+		select {
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		case <-time.After(busyPause):
+		}
+	}
+}
+
 // prepare makes the VM ready as the options ask: guest shut down, CD-ROM
 // drives removed, snapshot made.
-func prepare(ctx context.Context, c *vsphere.Client, vm vsphere.VM, o models.Options, tracker *progress.Tracker) (*origin, error) {
-	s := &origin{client: c, vm: vm}
+func prepare(ctx context.Context, c *vsphere.Client, vm vsphere.VM, identity output.VM, folder *output.Folder, o models.Options, tracker *progress.Tracker) (*origin, error) {
+	s := &origin{client: c, vm: vm, folder: folder}
 	changed := false
 	if vm.PowerState != "poweredOff" && is(o.Shutdown) {
 		tracker.Remark(slog.LevelInfo, "shutting the guest down", slog.String("vm", vm.Path))
@@ -244,15 +296,30 @@ func prepare(ctx context.Context, c *vsphere.Client, vm vsphere.VM, o models.Opt
 		}
 	}
 	if s.vm.PowerState != "poweredOff" && is(o.Snapshot) {
-		s.snapshotName = "hyper2kvm " + time.Now().UTC().Format("2006-01-02 15:04:05")
+		s.snapshotName = fmt.Sprintf("hyper2kvm %s, process %d", time.Now().UTC().Format("2006-01-02 15:04:05"), os.Getpid())
 		tracker.Remark(slog.LevelInfo, "making a snapshot", slog.String("vm", vm.Path), slog.String("snapshot", s.snapshotName))
-		var err error
+		// Before it is made: a process that is killed leaves word of it.
+		err := folder.PutNote(output.Note{VM: identity, Snapshot: s.snapshotName})
+		if err != nil {
+			return nil, problem.New(problem.Failed, fmt.Sprintf("export VM %q", vm.Path), err, "")
+		}
 		s.snapshot, err = c.CreateSnapshot(ctx, vm.MoRef, s.snapshotName, "made for an export, removed at its end")
 		if err != nil {
-			return nil, err
+			// Also when it is not known whether it was made.
+			return nil, errors.Join(err, s.forget(ctx))
 		}
 	}
 	return s, nil
+}
+
+// forget drops the note of a snapshot, unless that is there after all.
+func (s *origin) forget(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), noteTimeout)
+	defer cancel()
+	if ref, err := s.client.FindSnapshot(ctx, s.vm.MoRef, s.snapshotName); err != nil || ref != "" {
+		return nil // the next run looks again
+	}
+	return s.folder.DropNote()
 }
 
 // release removes the snapshot, on a context that is alive.
@@ -262,7 +329,10 @@ func (s *origin) release(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	return s.client.RemoveSnapshot(ctx, s.snapshot)
+	if err := s.client.RemoveSnapshot(ctx, s.snapshot); err != nil {
+		return err
+	}
+	return s.folder.DropNote()
 }
 
 // state identifies the content of the VM's disks. The content id of a disk
