@@ -200,22 +200,32 @@ func (m *Manager) Submit(ctx context.Context, def models.Definition) (models.Job
 		rec.Owner = m.owner
 	}
 	rec.Job.Definition = def
-	m.births.RLock()
-	defer m.births.RUnlock()
-	if err := m.store.Insert(ctx, rec); err != nil {
+	if err := m.insert(ctx, rec, held); err != nil {
 		m.vault.wipe(id)
 		if busy, ok := errors.AsType[*store.OutputError](err); ok {
 			return models.Job{}, problem.New(problem.Conflict, what, busy, "give each job a folder of its own, or wait for that job to end")
 		}
 		return models.Job{}, fmt.Errorf("%s: %w", what, err)
 	}
+	m.poke()
+	m.record.flush(ctx) // an accepted job keeps its first lines, whatever comes
+	return rec.Job, nil
+}
+
+// insert stores a new job and publishes that it exists.
+func (m *Manager) insert(ctx context.Context, rec store.Record, held bool) error {
+	m.births.RLock()
+	defer m.births.RUnlock()
+	if err := m.store.Insert(ctx, rec); err != nil {
+		return err
+	}
+	id, def := rec.Job.ID, rec.Job.Definition
 	m.note(id, slog.LevelInfo, "job submitted", slog.String("name", def.Name), slog.String("vm", def.VMPath), slog.String("output", def.OutputPath))
 	if held {
 		m.note(id, slog.LevelInfo, "the vCenter password is held in memory only: this job does not outlive a restart of the daemon")
 	}
 	m.publishState(rec.Job)
-	m.poke()
-	return rec.Job, nil
+	return nil
 }
 
 // withDefaults fills in the options of o that are nil.

@@ -132,6 +132,7 @@ func (m *Manager) Retry(ctx context.Context, ids []string) (models.RetryResponse
 	}
 	out.Timestamp = time.Now().UTC()
 	m.poke()
+	m.record.flush(ctx)
 	return out, nil
 }
 
