@@ -222,6 +222,7 @@ func withDefaults(o, d models.Options) models.Options {
 	fill(&o.KeepVMDK, d.KeepVMDK)
 	fill(&o.VerifyGrains, d.VerifyGrains)
 	fill(&o.Hardware, d.Hardware)
+	fill(&o.Bandwidth, d.Bandwidth)
 	if o.Networks == nil {
 		o.Networks = maps.Clone(d.Networks)
 	}
@@ -243,7 +244,7 @@ func builtin() models.Options {
 		Format: new(models.OVF), Compress: new(false), Snapshot: new(false), Shutdown: new(false),
 		IncludeMedia: new(false), Overwrite: new(false), SkipSpaceCheck: new(false),
 		KeepVMDK: new(false), VerifyGrains: new(false), Hardware: new(models.SameHardware),
-		Networks: map[string]string{},
+		Networks: map[string]string{}, Bandwidth: new(models.Bandwidth(0)),
 	}
 }
 

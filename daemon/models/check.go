@@ -72,6 +72,11 @@ func (d Definition) Check() []FieldProblem {
 	if p := d.Options.ParallelDownloads; p != nil && (*p < MinParallel || *p > MaxParallel) {
 		add("parallel_downloads", "is %d, want %d to %d", *p, MinParallel, MaxParallel)
 	}
+	if b := d.Options.Bandwidth; b != nil {
+		if bad := b.Check(); bad != "" {
+			add("bandwidth", "%s", bad)
+		}
+	}
 	if f := d.Options.Format; f != nil {
 		switch *f {
 		case OVF, OVA, QCOW2, Raw:

@@ -85,6 +85,9 @@ type Options struct {
 	// plugged into on KVM: BRIDGE, bridge:BRIDGE or network:NETWORK; the name
 	// * stands for all others.
 	Networks map[string]string `json:"networks,omitempty"`
+	// Bandwidth bounds what the job's streams take together. In JSON it is a
+	// number.
+	Bandwidth *Bandwidth `json:"bandwidth,omitempty"`
 }
 
 // Definition is a job as it was asked for, with the daemon's defaults filled

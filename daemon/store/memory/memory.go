@@ -196,6 +196,7 @@ func clone(r store.Record) store.Record {
 	o.VerifyGrains = copied(o.VerifyGrains)
 	o.Hardware = copied(o.Hardware)
 	o.Networks = maps.Clone(o.Networks)
+	o.Bandwidth = copied(o.Bandwidth)
 	if v := copied(j.Definition.VCenter); v != nil {
 		v.Password = "" // no store keeps one, whoever hands it in
 		v.Insecure = copied(v.Insecure)
