@@ -244,6 +244,7 @@ func withDefaults(o, d models.Options) models.Options {
 	fill(&o.VerifyGrains, d.VerifyGrains)
 	fill(&o.Hardware, d.Hardware)
 	fill(&o.NVMe, d.NVMe)
+	fill(&o.Bandwidth, d.Bandwidth)
 	if o.Networks == nil {
 		o.Networks = maps.Clone(d.Networks)
 	}
@@ -266,7 +267,7 @@ func builtin() models.Options {
 		Format: new(models.OVF), Compress: new(false), Snapshot: new(false), Shutdown: new(false),
 		IncludeMedia: new(false), Overwrite: new(false), SkipSpaceCheck: new(false),
 		KeepVMDK: new(false), VerifyGrains: new(false), Hardware: new(models.SameHardware), NVMe: new(false),
-		Networks: map[string]string{}, Priority: new(0),
+		Networks: map[string]string{}, Priority: new(0), Bandwidth: new(models.Bandwidth(0)),
 	}
 }
 

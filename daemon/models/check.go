@@ -78,6 +78,11 @@ func (d Definition) Check() []FieldProblem {
 	if p := d.Options.Priority; p != nil && (*p < -MaxPriority || *p > MaxPriority) {
 		add("priority", "is %d, want %d to %d", *p, -MaxPriority, MaxPriority)
 	}
+	if b := d.Options.Bandwidth; b != nil {
+		if bad := b.Check(); bad != "" {
+			add("bandwidth", "%s", bad)
+		}
+	}
 	if f := d.Options.Format; f != nil {
 		switch *f {
 		case OVF, OVA, QCOW2, Raw:

@@ -89,6 +89,9 @@ type Options struct {
 	Networks map[string]string `json:"networks,omitempty"`
 	// Priority decides among waiting jobs: a higher one goes first.
 	Priority *int `json:"priority,omitempty"`
+	// Bandwidth bounds what the job's streams take together. In JSON it is a
+	// number.
+	Bandwidth *Bandwidth `json:"bandwidth,omitempty"`
 }
 
 // Definition is a job as it was asked for, with the daemon's defaults filled

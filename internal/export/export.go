@@ -28,6 +28,7 @@ type Item struct {
 	TargetID string      // the host's suggestion for a file name; hostile
 	Size     int64       // bytes, 0 while unknown; never set for disks
 	Capacity int64       // bytes of guest address space, 0 while unknown
+	Host     string      // names whose stream it is, for Pace
 	Source   stream.Source
 }
 
@@ -124,6 +125,18 @@ type Plan struct {
 	// Started is when the work on this VM began.
 	Started time.Time
 	Retry   stream.Options
+	// Pace holds the export's streams back; nil does not.
+	Pace Pace
+}
+
+// Pace bounds what an export takes, beside others, from hosts. Its methods are
+// called by several goroutines at once and end with an error when ctx does.
+type Pace interface {
+	// Acquire waits until a stream from host may begin. Release is called at
+	// its end, perhaps more than once.
+	Acquire(ctx context.Context, host string) (release func(), err error)
+	// Wait accounts for n bytes that were taken and waits until more may be.
+	Wait(ctx context.Context, n int) error
 }
 
 // converts reports whether disks become images.

@@ -125,7 +125,7 @@ func (l *hostLease) Items() []Item {
 	for i := range l.host.disks {
 		items = append(items, Item{
 			Key: fmt.Sprintf("/vm-1/disk:%d", i), Label: fmt.Sprintf("Hard disk %d", i+1), Role: output.RoleDisk,
-			TargetID: "../../disk.vmdk", Source: &hostSource{lease: l, disk: i},
+			TargetID: "../../disk.vmdk", Host: "esx1", Source: &hostSource{lease: l, disk: i},
 		})
 	}
 	if l.host.nvram != nil {

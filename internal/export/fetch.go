@@ -182,9 +182,11 @@ func (r *run) fetch(ctx context.Context, lease Lease, t *task) (err error) {
 	t.fromEarlierRun = d.Offset() > 0
 
 	supply := &supplier{run: r, task: t, lease: lease}
+	defer supply.release()
 	for {
-		t.handle.SetState(progress.Downloading)
-		err := stream.Fetch(ctx, supply.next, d, r.fetchOptions(t))
+		supply.retry = stream.Retry{}
+		err := stream.Fetch(ctx, supply.next, d, r.fetchOptions(t, supply))
+		supply.release()
 		if err != nil {
 			return r.fetchFailed(ctx, t, d, err)
 		}
@@ -262,13 +264,18 @@ func (r *run) again(t *task, d *download, why error) error {
 	return nil
 }
 
-func (r *run) fetchOptions(t *task) stream.Options {
+func (r *run) fetchOptions(t *task, supply *supplier) stream.Options {
 	o := r.plan.Retry
+	if r.plan.Pace != nil {
+		o.Pace = r.plan.Pace.Wait
+	}
 	o.OnRead = func(n int) { t.handle.Took(int64(n)) }
 	o.OnReset = func() {
 		r.tracker.Remark(slog.LevelInfo, "stream starts again", slog.String("file", t.name))
 	}
 	o.OnRetry = func(x stream.Retry) {
+		supply.release() // others may have the host meanwhile
+		supply.retry = x
 		t.handle.Retry(x.Attempt, x.Err.Error())
 		r.tracker.Remark(slog.LevelWarn, "transfer is retried", slog.String("file", t.name),
 			slog.Int("attempt", x.Attempt), slog.Int64("offset", x.Offset),
@@ -509,6 +516,36 @@ type supplier struct {
 	run   *run
 	task  *task
 	lease Lease
+	retry stream.Retry // what the next attempt is; zero for the first
+
+	place func() // gives the attempt's place at its host back; nil without one
+}
+
+// acquire waits for an attempt's place at a host. It is no part of the
+// attempt, which has a time in which the host must answer.
+func (s *supplier) acquire(ctx context.Context, host string) error {
+	h := s.task.handle
+	if pace := s.run.plan.Pace; pace != nil {
+		h.SetState(progress.Waiting)
+		var err error
+		if s.place, err = pace.Acquire(ctx, host); err != nil {
+			return &stream.PermanentError{Err: fmt.Errorf("wait for a stream of host %s: %w", host, err)}
+		}
+	}
+	if s.retry.Err != nil {
+		h.Retry(s.retry.Attempt, s.retry.Err.Error())
+	} else {
+		h.SetState(progress.Downloading)
+	}
+	return nil
+}
+
+// release ends what acquire began.
+func (s *supplier) release() {
+	if s.place != nil {
+		s.place()
+		s.place = nil
+	}
 }
 
 func (s *supplier) next(ctx context.Context, last error) (stream.Source, error) {
@@ -531,6 +568,9 @@ func (s *supplier) next(ctx context.Context, last error) (stream.Source, error) 
 	}
 	for _, item := range s.lease.Items() {
 		if item.Key == s.task.item.Key {
+			if err := s.acquire(ctx, item.Host); err != nil {
+				return nil, err
+			}
 			return &leasedSource{lease: s.lease, source: item.Source}, nil
 		}
 	}

@@ -240,7 +240,7 @@ func orJob(where string) string {
 var (
 	jobKeys    = []string{"name", "vm_path", "output_path", "options", "vcenter", "format", "compress", "snapshot", "overwrite"}
 	optionKeys = []string{"parallel_downloads", "remove_cdrom", "show_individual_progress", "format", "compress", "snapshot", "shutdown", "include_media", "overwrite", "skip_space_check",
-		"keep_vmdk", "verify_grains", "hardware", "nvme", "networks", "priority"}
+		"keep_vmdk", "verify_grains", "hardware", "nvme", "networks", "priority", "bandwidth"}
 	vcenterKeys = []string{"name", "server", "username", "password", "insecure"}
 )
 
@@ -312,7 +312,8 @@ func optionFields(o *models.Options) fields {
 			s, err := n.Text()
 			return models.Hardware(s), err
 		}),
-		"priority": ptr(&o.Priority, (*strict.Node).Int),
+		"priority":  ptr(&o.Priority, (*strict.Node).Int),
+		"bandwidth": ptr(&o.Bandwidth, Bandwidth),
 		"networks": func(n *strict.Node) (err error) {
 			o.Networks, err = texts(n)
 			return err
@@ -349,6 +350,19 @@ func text(to *string) func(*strict.Node) error {
 		*to = s
 		return err
 	}
+}
+
+// Bandwidth reads a rate: text with a unit, or a number of bytes per second.
+// Whether it is in range is not looked at.
+func Bandwidth(n *strict.Node) (models.Bandwidth, error) {
+	if n.Kind != strict.String && n.Kind != strict.Int {
+		return 0, &strict.Error{Line: n.Line, Msg: fmt.Sprintf("is %s, want a rate like \"50MB/s\" or a whole number of bytes per second", n.Kind)}
+	}
+	b, err := models.ParseBandwidth(n.Value)
+	if err != nil {
+		return 0, &strict.Error{Line: n.Line, Msg: err.Error()}
+	}
+	return b, nil
 }
 
 // texts reads a map of texts.

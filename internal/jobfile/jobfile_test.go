@@ -32,6 +32,19 @@ vcenter:
   insecure: true
 `
 
+func TestBandwidth(t *testing.T) {
+	for value, want := range map[string]models.Bandwidth{
+		`"50MB/s"`: 50e6, `50000000`: 50e6, `"50M"`: 50e6, `0`: 0, `"0"`: 0, `"1.5 GiB/s"`: 3 << 29,
+	} {
+		for _, syntax := range []string{"application/json", "application/yaml"} {
+			entries, err := Parse([]byte(`{"vm_path": "a", "output_path": "/o", "options": {"bandwidth": `+value+`}}`), syntax, "")
+			if err != nil || entries[0].Err != nil || *entries[0].Definition.Options.Bandwidth != want {
+				t.Errorf("%s %s: %+v, %v", syntax, value, entries, err)
+			}
+		}
+	}
+}
+
 func TestFull(t *testing.T) {
 	want := models.Definition{
 		Name: "example-vm-export", VMPath: "/data/vm/some-vm", OutputPath: "/tmp/export-test-vm",
@@ -102,6 +115,10 @@ func TestFaults(t *testing.T) {
 		"network target":        {base + "options:\n  networks:\n    VM Network: 7\n", `line 5: networks: is a whole number, want text`},
 		"no network target":     {base + "options:\n  networks:\n    VM Network: ''\n", `networks: has an entry without a name or a target`},
 		"hardware":              {base + "options:\n  hardware: fast\n", `line 4: hardware: "fast" is unknown, want "same" or "virtio"`},
+		"bandwidth":             {base + "options:\n  bandwidth: fast\n", `line 4: bandwidth: is no rate: want bytes per second, like "50MB/s"`},
+		"bandwidth in bits":     {base + "options:\n  bandwidth: 50Mb/s\n", `line 4: bandwidth: may be meant in bits`},
+		"bandwidth too small":   {base + "options:\n  bandwidth: 50\n", `line 4: bandwidth: is 50 bytes per second, want 0 (no limit) or 65536 to 1000000000000`},
+		"bandwidth true":        {base + "options:\n  bandwidth: true\n", `line 4: bandwidth: is true or false, want a rate like "50MB/s"`},
 		"unknown format":        {base + "options: {format: vhd}\n", `line 3: format: "vhd" is unknown, want "ovf"`},
 		"both":                  {base + "compress: true\noptions:\n  compress: true\n", `line 5: compress: is given twice, in options and beside it (line 3)`},
 		"missing vm":            {"output_path: /out/a\n", "line 1: vm_path: is missing"},

@@ -87,6 +87,10 @@ type Options struct {
 	OnRetry      func(Retry)   // hears of every retry before its wait
 	OnRead       func(n int)   // hears of every n bytes taken from the network
 	OnReset      func()        // hears that the bytes held were dropped
+	// Pace is asked after every n bytes taken whether more may be, and waits
+	// until then: this side's wish to go slowly is no stall of the host. Its
+	// error ends the transfer.
+	Pace func(ctx context.Context, n int) error
 }
 
 func (o Options) withDefaults() Options {
@@ -110,6 +114,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.OnReset == nil {
 		o.OnReset = func() {}
+	}
+	if o.Pace == nil {
+		o.Pace = func(context.Context, int) error { return nil }
 	}
 	return o
 }
@@ -234,6 +241,9 @@ func (f *fetcher) proveOverlap(ctx context.Context, watch *stallWatch, body *Bod
 			}
 			return stalledOr(ctx, err)
 		}
+		if err := f.pace(ctx, k); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -246,6 +256,9 @@ func (f *fetcher) take(ctx context.Context, watch *stallWatch, body *Body) error
 				return f.writeFailed(werr)
 			}
 			f.furthest = max(f.furthest, f.target.Offset())
+			if perr := f.pace(ctx, n); perr != nil {
+				return perr
+			}
 		}
 		switch {
 		case err == nil:
@@ -261,6 +274,14 @@ func (f *fetcher) take(ctx context.Context, watch *stallWatch, body *Body) error
 			return f.writeFailed(ferr)
 		}
 	}
+}
+
+// pace waits outside the stall watch.
+func (f *fetcher) pace(ctx context.Context, n int) error {
+	if err := f.opts.Pace(ctx, n); err != nil {
+		return &PermanentError{fmt.Errorf("wait for bandwidth: %w", err)}
+	}
+	return nil
 }
 
 // writeFailed drops a damaged stream; any other error of the target is final.

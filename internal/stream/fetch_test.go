@@ -232,6 +232,53 @@ func TestFetchEndsWithItsContext(t *testing.T) {
 	})
 }
 
+// TestPace: what is taken is accounted for, and a wait longer than the stall
+// timeout is no stall.
+func TestPace(t *testing.T) {
+	const mib = 1 << 20
+	whole := content(3*mib+5, 1)
+	for name, tc := range map[string]struct {
+		steps []step
+		paced int // bytes
+	}{
+		"at once":   {[]step{{}}, len(whole)},
+		"continued": {[]step{{cut: 2 * mib}, {ranged: true}}, len(whole) + Overlap},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				paced := 0
+				var retries []Retry
+				src, m := &script{content: whole, attempts: tc.steps}, &memory{want: int64(len(whole))}
+				err := Fetch(t.Context(), src.next, m, Options{
+					Pace: func(ctx context.Context, n int) error {
+						paced += n
+						return sleep(ctx, time.Hour)
+					},
+					OnRetry: func(r Retry) { retries = append(retries, r) },
+				})
+				if err != nil || !bytes.Equal(m.data, whole) || paced != tc.paced || len(retries) != len(tc.steps)-1 {
+					t.Errorf("paced %d bytes, want %d; retries %+v; error %v", paced, tc.paced, retries, err)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("enough"))
+		defer cancel()
+		src, m := &script{content: whole, attempts: []step{{}}}, &memory{want: int64(len(whole))}
+		err := Fetch(ctx, src.next, m, Options{Pace: func(ctx context.Context, _ int) error { return sleep(ctx, time.Hour) }})
+		if err == nil || err.Error() != "enough" || m.Offset() != bufferSize {
+			t.Errorf("%d bytes are held, error %v", m.Offset(), err)
+		}
+		why := errors.New("no more")
+		src = &script{content: whole, attempts: []step{{}}}
+		err = Fetch(t.Context(), src.next, &memory{want: int64(len(whole))}, Options{Pace: func(context.Context, int) error { return why }})
+		if !errors.Is(err, why) || len(src.opened) != 1 {
+			t.Errorf("opened at %v, error %v", src.opened, err)
+		}
+	})
+}
+
 func TestWaitGrowsAndIsBounded(t *testing.T) {
 	o := Options{}.withDefaults()
 	for fruitless, seconds := range []int{1, 2, 4, 8, 16, 30, 30, 30} {

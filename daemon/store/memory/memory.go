@@ -211,6 +211,7 @@ func clone(r store.Record) store.Record {
 	o.NVMe = copied(o.NVMe)
 	o.Networks = maps.Clone(o.Networks)
 	o.Priority = copied(o.Priority)
+	o.Bandwidth = copied(o.Bandwidth)
 	if v := copied(j.Definition.VCenter); v != nil {
 		v.Password = "" // no store keeps one, whoever hands it in
 		v.Insecure = copied(v.Insecure)

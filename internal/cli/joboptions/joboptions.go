@@ -31,6 +31,7 @@ func Flags() []cli.Flag {
 		&cli.BoolFlag{Name: "nvme", Usage: "keep NVMe disks on an NVMe controller, which libvirt has since 11.5, instead of SATA"},
 		&cli.StringSliceFlag{Name: "network", Usage: "`NAME=TARGET` plugs adapters of a VMware network into a bridge, or into network:NET of libvirt; * is any other"},
 		&cli.IntFlag{Name: "parallel", OnlyOnce: true, HideDefault: true, Usage: fmt.Sprintf("`N` disks at a time, %d to %d (default: 4)", models.MinParallel, models.MaxParallel)},
+		&cli.StringFlag{Name: "bandwidth", OnlyOnce: true, Usage: "take at most `RATE`, such as 50MB/s (default: 0, no limit)"},
 		&cli.BoolFlag{Name: "remove-cdrom", Usage: "take CD-ROM drives out of the VM first"},
 		&cli.BoolFlag{Name: "snapshot", Usage: "export a running VM from a temporary snapshot"},
 		&cli.BoolFlag{Name: "shutdown", Usage: "shut a running VM down first; it stays off"},
@@ -66,6 +67,13 @@ func Read(cmd *cli.Command) (models.Options, error) {
 	}
 	if cmd.IsSet("hardware") {
 		o.Hardware = new(models.Hardware(strings.ToLower(cmd.String("hardware"))))
+	}
+	if cmd.IsSet("bandwidth") {
+		b, err := models.ParseBandwidth(cmd.String("bandwidth"))
+		if err != nil {
+			return o, exit.UsageError(fmt.Errorf("-bandwidth %.40q %w", cmd.String("bandwidth"), err), "give it as -bandwidth 50MB/s")
+		}
+		o.Bandwidth = &b
 	}
 	for _, arg := range cmd.StringSlice("network") {
 		// Names of VMware networks may hold equals signs, targets may not.
