@@ -512,13 +512,17 @@ func TestReload(t *testing.T) {
 	next.VCenters = map[string]config.VCenter{"two": {}}
 	next.Defaults = models.Options{ParallelDownloads: new(7)}
 	next.OutputRoots = []string{dir}
+	next.StreamsPerHost, next.MaxStreams, next.Bandwidth = 5, 20, 1e9
 	next.Warnings = []string{"look at this"}
 	r.reloadWith(t, &next)
 	expect(submit("two", "c"), "downloads: 7")
 	expect(submit("one", "d"), `knows no vCenter "one" (known: two)`)
 	expect(submit("two", "../elsewhere"), "not below")
+	if l, err := c.Limits(t.Context()); err != nil || l.MaxRunningJobs != 9 || l.StreamsPerHost != 5 || l.MaxStreams != 20 || l.Bandwidth != 1e9 {
+		t.Errorf("limits %+v, %v", l, err)
+	}
 	log := r.log.String()
-	for _, setting := range []string{"addr", "unix_socket", "state_dir", "max_running_jobs", "log_format"} {
+	for _, setting := range []string{"addr", "unix_socket", "state_dir", "log_format"} {
 		if !strings.Contains(log, "this setting does not change while the daemon runs: restart it | setting="+setting+"\n") {
 			t.Errorf("nothing is said of %s", setting)
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/daemon/store/memory"
 	"github.com/hyper2kvm/hyper2kvm/daemon/store/sqlite"
 	"github.com/hyper2kvm/hyper2kvm/internal/config"
+	"github.com/hyper2kvm/hyper2kvm/internal/pace"
 )
 
 const (
@@ -111,7 +112,8 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	manager := jobs.NewManager(jobs.Options{ //nolint:contextcheck // jobs outlive ctx: stop ends them in order
-		Runner: worker{opts.Runner, live}, Store: kept, Durable: cfg.StateDir != "", Logger: log, MaxRunning: cfg.MaxRunning,
+		Runner: worker{opts.Runner, live}, Store: kept, Durable: cfg.StateDir != "", Logger: log,
+		MaxRunning: cfg.MaxRunning, Limits: pace.New(paceOf(cfg)),
 	})
 	handler := api.NewHandler(api.Options{Manager: queue{manager, live}, VMs: opts.VMLister, Logger: log, Audit: audit, Access: live})
 	// Requests outlive ctx: they end when the jobs have been told to.
@@ -135,7 +137,10 @@ func Run(ctx context.Context, opts Options) error {
 			served = nil
 			running = false
 		case <-opts.Reload:
-			reload(opts, live, log, audit)
+			if reload(opts, live, log, audit) {
+				now := live.current.Load().cfg
+				manager.SetLimits(now.MaxRunning, paceOf(now))
+			}
 		}
 	}
 	log.Info("daemon stopping")
@@ -225,8 +230,13 @@ func serve(server *http.Server, tcp net.Listener, overTLS bool, socket net.Liste
 	return ended
 }
 
+// paceOf gives the bounds of streams and bandwidth.
+func paceOf(cfg Config) pace.Settings {
+	return pace.Settings{StreamsPerHost: cfg.StreamsPerHost, Streams: cfg.MaxStreams, Bandwidth: int64(cfg.Bandwidth)}
+}
+
 // reload puts the configuration, read anew, in force, or says why not.
-func reload(opts Options, live *live, log, audit *slog.Logger) {
+func reload(opts Options, live *live, log, audit *slog.Logger) (done bool) {
 	outcome := "done"
 	cfg, inForce, err := opts.Load()
 	if err == nil {
@@ -242,6 +252,7 @@ func reload(opts Options, live *live, log, audit *slog.Logger) {
 		log.Info("the configuration was reloaded", slog.String("file", cfg.File))
 	}
 	audit.Info("audit", slog.String("who", "signal:SIGHUP"), slog.String("action", "reload configuration"), slog.String("outcome", outcome))
+	return err == nil
 }
 
 // stop ends server and manager within jobsTimeout and httpTimeout.

@@ -144,7 +144,6 @@ func (l *live) apply(cfg Config, log, audit *slog.Logger) error {
 	keep("addr", cfg.Addr != old.Addr, func() { cfg.Addr = old.Addr })
 	keep("unix_socket", cfg.UnixSocket != old.UnixSocket, func() { cfg.UnixSocket = old.UnixSocket })
 	keep("state_dir", cfg.StateDir != old.StateDir, func() { cfg.StateDir = old.StateDir })
-	keep("max_running_jobs", cfg.MaxRunning != old.MaxRunning, func() { cfg.MaxRunning = old.MaxRunning })
 	keep("retention", cfg.Retention != old.Retention, func() { cfg.Retention = old.Retention })
 	keep("log_format", cfg.LogFormat != old.LogFormat, func() { cfg.LogFormat = old.LogFormat })
 	if (cfg.TLS.Cert == "") != (old.TLS.Cert == "") {

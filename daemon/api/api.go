@@ -45,6 +45,8 @@ type Manager interface {
 	Retry(ctx context.Context, ids []string) (models.RetryResponse, error)
 	Status(ctx context.Context) (models.DaemonStatus, error)
 	Logs(ctx context.Context, id string) (models.LogsResponse, error)
+	Limits(ctx context.Context) (models.Limits, error)
+	ChangeLimits(ctx context.Context, r models.LimitsRequest) (models.Limits, error)
 	Subscribe(ctx context.Context, jobID string, lastEventID uint64) (*jobs.Subscription, error)
 }
 
@@ -115,6 +117,8 @@ func NewHandler(opts Options) http.Handler {
 		{http.MethodGet, "/jobs/{id}/logs", auth.Viewer, a.logs},
 		{http.MethodGet, "/jobs/{id}/events", auth.Viewer, a.events},
 		{http.MethodGet, "/events", auth.Viewer, a.events},
+		{http.MethodGet, "/limits", auth.Viewer, a.limits},
+		{http.MethodPost, "/limits/change", auth.Operator, a.changeLimits},
 		{http.MethodGet, "/vms", auth.Viewer, a.vms},
 		{"", "/", auth.Viewer, a.unknown},
 	} {
@@ -438,6 +442,24 @@ func (a *api) retry(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	a.audit(r, "retry", out.Retried, fmt.Sprintf("retried %d, failed %d", len(out.Retried), len(out.Failed)))
+	return out, nil
+}
+
+func (a *api) limits(_ http.ResponseWriter, r *http.Request) (any, error) {
+	return a.opts.Manager.Limits(r.Context())
+}
+
+func (a *api) changeLimits(w http.ResponseWriter, r *http.Request) (any, error) {
+	var q models.LimitsRequest
+	if err := readJSON(w, r, &q); err != nil {
+		return nil, err
+	}
+	out, err := a.opts.Manager.ChangeLimits(r.Context(), q)
+	if err != nil {
+		a.audit(r, "change limits", q.JobIDs, "failed")
+		return nil, err
+	}
+	a.audit(r, "change limits", q.JobIDs, "done")
 	return out, nil
 }
 

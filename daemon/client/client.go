@@ -180,6 +180,17 @@ func (c *Client) Retry(ctx context.Context, ids []string) (models.RetryResponse,
 	return call[models.RetryResponse](ctx, c, "retry jobs", http.MethodPost, "/jobs/retry", models.RetryRequest{JobIDs: ids})
 }
 
+// Limits asks what bounds the daemon's work.
+func (c *Client) Limits(ctx context.Context) (models.Limits, error) {
+	return call[models.Limits](ctx, c, "query limits", http.MethodGet, "/limits", nil)
+}
+
+// ChangeLimits changes what bounds the daemon's work, and gives what is in
+// force then.
+func (c *Client) ChangeLimits(ctx context.Context, r models.LimitsRequest) (models.Limits, error) {
+	return call[models.Limits](ctx, c, "change limits", http.MethodPost, "/limits/change", r)
+}
+
 // Logs asks for the log lines of one job.
 func (c *Client) Logs(ctx context.Context, id string) (models.LogsResponse, error) {
 	path, err := jobPath("read log of job", id, "/logs")

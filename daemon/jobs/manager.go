@@ -21,6 +21,7 @@ import (
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/daemon/store"
+	"github.com/hyper2kvm/hyper2kvm/internal/pace"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 	"github.com/hyper2kvm/hyper2kvm/progress"
 )
@@ -61,6 +62,10 @@ var (
 type Spec struct {
 	ID         string
 	Definition models.Definition
+	// Pace is the job's share of the manager's Limits. Before the Runner does
+	// anything to the VM it enters the VM's host there; when that is busy it
+	// returns the error, and is called again when the host has room.
+	Pace *pace.Job
 }
 
 // Runner does one job. Run blocks until the export has ended. It honours ctx
@@ -79,7 +84,10 @@ type Options struct {
 	Store  Store
 	Logger *slog.Logger // nil discards
 	// MaxRunning is how many jobs run at once; 0 means DefaultMaxRunning.
+	// ChangeLimits changes it.
 	MaxRunning int
+	// Limits bound streams and bandwidth of all jobs; nil does not.
+	Limits *pace.Limits
 	// MaxPending is how many jobs may wait; 0 means DefaultMaxPending.
 	MaxPending int
 	// Defaults fill in the options that a job does not give.
@@ -113,8 +121,13 @@ type Manager struct {
 	// told, so that no reader of events hears of its start before.
 	births sync.RWMutex
 
+	limits sync.Mutex // held while they change
+
 	mu      sync.Mutex
 	active  map[string]*run
+	working int               // jobs that take one of maxRunning places
+	max     int               // jobs at once
+	waits   map[string]string // the busy host that a waiting job waits for, by its id
 	closing bool
 	submits sync.WaitGroup // submissions under way; Add under mu while !closing
 }
@@ -131,12 +144,17 @@ func NewManager(opts Options) *Manager {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
+	if opts.Limits == nil {
+		opts.Limits = pace.New(pace.Settings{})
+	}
 	now := time.Now()
 	m := &Manager{
 		opts: opts, log: opts.Logger, store: opts.Store, owner: uuid.NewString(), started: now,
 		hub: newHub(now), record: newRecorder(opts.Store, opts.Logger), vault: newVault(),
 		wake: make(chan struct{}, 1), idle: make(chan struct{}), active: map[string]*run{},
+		max: opts.MaxRunning, waits: map[string]string{},
 	}
+	opts.Limits.OnRoom(m.poke)
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	// Before anything is published: ids never repeat, also when the clock was
 	// set back between two runs.
@@ -431,6 +449,9 @@ func (m *Manager) cancelOne(ctx context.Context, rec store.Record) error {
 		case models.Running:
 			m.mu.Lock()
 			r := m.active[id]
+			if r != nil {
+				r.cancelled = true
+			}
 			m.mu.Unlock()
 			if r != nil {
 				m.note(id, slog.LevelInfo, "job is being cancelled")
@@ -587,8 +608,8 @@ func (m *Manager) Close(ctx context.Context) error {
 	}
 }
 
-// dispatch claims waiting jobs while there is room, in the order of their
-// submission, until the manager is closed; then it waits for what runs.
+// dispatch claims waiting jobs while there is room, in the order of the queue,
+// until the manager is closed; then it waits for what runs.
 func (m *Manager) dispatch() {
 	defer close(m.idle)
 	defer m.record.close() // nothing is published any more
@@ -596,24 +617,21 @@ func (m *Manager) dispatch() {
 		m.recoverJobs()
 	}
 	var running sync.WaitGroup
-	room := make(chan struct{}, m.opts.MaxRunning)
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	for m.ctx.Err() == nil {
-		select {
-		case <-m.ctx.Done():
-			continue
-		case room <- struct{}{}:
+		var r *run
+		var err error
+		if m.takePlace() {
+			if r, err = m.claim(); r != nil {
+				running.Go(func() {
+					m.run(r)
+					m.givePlace()
+				})
+				continue
+			}
+			m.freePlace()
 		}
-		r, err := m.claim()
-		if r != nil {
-			running.Go(func() {
-				m.run(r)
-				<-room
-			})
-			continue
-		}
-		<-room
 		var again <-chan time.Time
 		if err != nil && m.ctx.Err() == nil {
 			m.log.Error("could not take a job from the store", slog.String("error", err.Error()))
@@ -629,6 +647,30 @@ func (m *Manager) dispatch() {
 	m.submits.Wait()
 	m.releaseHeld()
 	running.Wait()
+}
+
+// takePlace takes one of the places of running jobs, if one is free.
+func (m *Manager) takePlace() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.working >= m.max {
+		return false
+	}
+	m.working++
+	return true
+}
+
+// freePlace undoes takePlace.
+func (m *Manager) freePlace() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.working--
+}
+
+// givePlace frees a place for the next job.
+func (m *Manager) givePlace() {
+	m.freePlace()
+	m.poke()
 }
 
 // releaseHeld cancels the waiting jobs whose password ends with this process.
@@ -651,15 +693,55 @@ func (m *Manager) releaseHeld() {
 	}
 }
 
-// claim takes the first waiting job; nil means that there is none.
+// next gives the first waiting job whose host is not known to be busy; false
+// means that there is none.
+func (m *Manager) next() (store.Record, bool, error) {
+	busy := m.busy()
+	recs, err := m.store.Load(m.ctx, store.Filter{Status: []models.Status{models.Pending}, Owner: m.owner, Queue: true, Limit: len(busy) + 1})
+	if err != nil {
+		return store.Record{}, false, err
+	}
+	for _, r := range recs {
+		if !busy[r.Job.ID] {
+			return r, true, nil
+		}
+		delete(busy, r.Job.ID)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range busy { // they were cancelled meanwhile
+		delete(m.waits, id)
+	}
+	return store.Record{}, false, nil
+}
+
+// busy gives the waiting jobs whose host is full. The others of m.waits may
+// look again.
+func (m *Manager) busy() map[string]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	ids := map[string]bool{}
+	for id, host := range m.waits {
+		if m.opts.Limits.Full(host) {
+			ids[id] = true
+		} else {
+			delete(m.waits, id)
+		}
+	}
+	return ids
+}
+
+// claim takes the first waiting job that may run; nil means that there is
+// none.
 func (m *Manager) claim() (*run, error) {
 	for {
-		recs, err := m.store.Load(m.ctx, store.Filter{Status: []models.Status{models.Pending}, Owner: m.owner, Queue: true, Limit: 1})
-		if err != nil || len(recs) == 0 {
+		found, ok, err := m.next()
+		if err != nil || !ok {
 			return nil, err
 		}
-		id := recs[0].Job.ID
+		id := found.Job.ID
 		r := newRun(m, id)
+		r.before = found
 		// Before the state says running, so that a cancellation finds it.
 		m.mu.Lock()
 		m.active[id] = r
@@ -676,12 +758,13 @@ func (m *Manager) claim() (*run, error) {
 		if err == nil {
 			r.job = rec.Job
 			r.scrub = m.vault.scrubber(id)
+			if b := r.job.Definition.Options.Bandwidth; b != nil {
+				r.pace.SetBandwidth(int64(*b))
+			}
 			return r, nil
 		}
 		r.cancel(nil)
-		m.mu.Lock()
-		delete(m.active, id)
-		m.mu.Unlock()
+		m.drop(r)
 		if !errors.Is(err, store.ErrStale) && !errors.Is(err, store.ErrNotFound) {
 			return nil, err
 		}
@@ -716,6 +799,10 @@ func (m *Manager) run(r *run) {
 	r.cancel(nil) // ends keepAlive
 	<-kept
 
+	if busy, ok := errors.AsType[*pace.HostBusyError](err); ok && cause == nil {
+		m.postpone(r, busy.Host)
+		return
+	}
 	to := models.Completed
 	var text string
 	switch {
@@ -740,24 +827,87 @@ func (m *Manager) run(r *run) {
 	m.finish(r, to, result, text, last)
 }
 
+// postpone puts a job that found its host busy back to its place in the queue,
+// as it was: others may run meanwhile.
+func (m *Manager) postpone(r *run, host string) {
+	id := r.job.ID
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), storeTimeout)
+	defer cancel()
+	m.note(id, slog.LevelInfo, "job waits: others take all streams of the host", slog.String("host", host))
+	m.mu.Lock()
+	m.waits[id] = host
+	m.mu.Unlock()
+	rec, err := m.settle(ctx, id, models.Pending, func(rec *store.Record) error {
+		if rec.Owner != m.owner {
+			return ErrClaimLost
+		}
+		rec.Owner, rec.AliveUntil = r.before.Owner, time.Time{}
+		rec.Job.StartedAt, rec.Job.Progress, rec.Job.UpdatedAt = r.before.Job.StartedAt, r.before.Job.Progress, time.Now().UTC()
+		return nil
+	})
+	if err != nil {
+		m.drop(r)
+		m.log.Error("could not put a job back into the queue", slog.String("job", id), slog.String("error", err.Error()))
+		return
+	}
+	m.publishState(rec.Job)
+	m.endIfCancelled(ctx, r)
+}
+
+// drop forgets a run and reports whether somebody cancelled it.
+func (m *Manager) drop(r *run) (cancelled bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.active, r.job.ID)
+	return r.cancelled
+}
+
+// endIfCancelled drops a run whose job waits again, and cancels that job if
+// somebody wanted it to end in the meantime.
+func (m *Manager) endIfCancelled(ctx context.Context, r *run) {
+	if !m.drop(r) {
+		return
+	}
+	if err := m.endPending(ctx, r.job.ID, ErrCancelled.Error()); err != nil && !notOurs(err) {
+		m.log.Error("could not cancel a waiting job", slog.String("job", r.job.ID), slog.String("error", err.Error()))
+	}
+}
+
 // interrupt puts a job that was stopped with the daemon back into the queue.
 func (m *Manager) interrupt(r *run, text string, last *models.Progress) {
 	id := r.job.ID
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), storeTimeout)
 	defer cancel()
 	m.note(id, slog.LevelWarn, "job interrupted, it continues when the daemon starts again", slog.String("reason", text))
-	err := m.requeue(ctx, id, m.owner, last)
-	m.mu.Lock()
-	delete(m.active, id)
-	m.mu.Unlock()
-	if err != nil {
+	if err := m.requeue(ctx, id, m.owner, last); err != nil {
+		m.drop(r)
 		// It is found running at the next start, and taken up then.
 		m.log.Error("could not put a job back into the queue", slog.String("job", id), slog.String("error", err.Error()))
+		return
+	}
+	m.endIfCancelled(ctx, r)
+}
+
+// settle moves a job on that runs no more. A store that fails is asked again
+// until ctx ends: such a job must not look as if it ran.
+func (m *Manager) settle(ctx context.Context, id string, to models.Status, change func(*store.Record) error) (store.Record, error) {
+	for {
+		rec, err := m.move(ctx, id, models.Running, to, change)
+		if err == nil || notOurs(err) {
+			return rec, err
+		}
+		m.log.Error("could not record the state of a job", slog.String("job", id), slog.String("status", string(to)), slog.String("error", err.Error()))
+		wait := time.NewTimer(storeRetry)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return rec, err
+		}
 	}
 }
 
-// finish records how a job ended and tells it. A store that fails is asked
-// again: a job that ended must not look as if it ran.
+// finish records how a job ended and tells it.
 func (m *Manager) finish(r *run, to models.Status, result models.Result, text string, last *models.Progress) {
 	id := r.job.ID
 	end := func(rec *store.Record) error {
@@ -786,23 +936,9 @@ func (m *Manager) finish(r *run, to models.Status, result models.Result, text st
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), storeTimeout)
 	defer cancel()
-	rec, err := m.move(ctx, id, models.Running, to, end)
-	for err != nil && !notOurs(err) {
-		m.log.Error("could not record the end of a job", slog.String("job", id), slog.String("error", err.Error()))
-		wait := time.NewTimer(storeRetry)
-		select {
-		case <-wait.C:
-			rec, err = m.move(ctx, id, models.Running, to, end)
-			continue
-		case <-ctx.Done():
-			wait.Stop()
-		}
-		break
-	}
+	rec, err := m.settle(ctx, id, to, end)
 	m.vault.wipe(id)
-	m.mu.Lock()
-	delete(m.active, id)
-	m.mu.Unlock()
+	m.drop(r)
 	if err != nil {
 		m.log.Error("the end of a job is not recorded", slog.String("job", id), slog.String("status", string(to)), slog.String("error", err.Error()))
 		return
@@ -831,7 +967,7 @@ func (m *Manager) invoke(r *run) (result models.Result, err error) {
 		err = problem.New(problem.Failed, "run job", errors.New("internal error"), "the daemon's log holds the details; please report it")
 	}()
 	def := m.vault.give(r.job.ID, r.job.Definition)
-	return m.opts.Runner.Run(r.ctx, Spec{ID: r.job.ID, Definition: def}, progress.SinkFunc(r.report))
+	return m.opts.Runner.Run(r.ctx, Spec{ID: r.job.ID, Definition: def, Pace: r.pace}, progress.SinkFunc(r.report))
 }
 
 // keepAlive renews the claim on a job until its context ends. When the store

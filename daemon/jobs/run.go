@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/daemon/store"
 	"github.com/hyper2kvm/hyper2kvm/internal/logging"
+	"github.com/hyper2kvm/hyper2kvm/internal/pace"
 	"github.com/hyper2kvm/hyper2kvm/progress"
 )
 
@@ -17,11 +19,14 @@ const progressEvery = 500 * time.Millisecond
 
 // run is a job while it runs in this process.
 type run struct {
-	m      *Manager
-	ctx    context.Context //nolint:containedctx // the Runner's: a job's life, ended by cancel
-	cancel context.CancelCauseFunc
-	job    models.Job // as it was when claimed; constant from then on
-	scrub  scrubber   // constant, as job
+	m         *Manager
+	ctx       context.Context //nolint:containedctx // the Runner's: a job's life, ended by cancel
+	cancel    context.CancelCauseFunc
+	pace      *pace.Job
+	before    store.Record // as it waited
+	job       models.Job   // as it was when claimed; constant from then on
+	scrub     scrubber     // constant, as job
+	cancelled bool         // somebody asked for it; guarded by the manager's mu
 
 	mu      sync.Mutex
 	last    *models.Progress // constant once stored here; replaced as a whole
@@ -32,7 +37,7 @@ type run struct {
 }
 
 func newRun(m *Manager, id string) *run {
-	r := &run{m: m, job: models.Job{ID: id}}
+	r := &run{m: m, job: models.Job{ID: id}, pace: m.opts.Limits.Job(0)}
 	r.ctx, r.cancel = context.WithCancelCause(m.ctx)
 	return r
 }

@@ -10,7 +10,7 @@ import (
 // transitions is the life of a job, all of it.
 var transitions = map[models.Status][]models.Status{
 	models.Pending: {models.Running, models.Cancelled},
-	// Back to pending: the daemon stopped while it ran.
+	// Back to pending: the daemon stopped while it ran, or its host was busy.
 	models.Running: {models.Completed, models.Failed, models.Cancelled, models.Pending},
 	// A retry.
 	models.Failed:    {models.Pending},

@@ -1,6 +1,7 @@
 package models
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -45,6 +46,22 @@ func ParseBandwidth(text string) (Bandwidth, error) {
 	}
 	// Beyond the range anyway, and then too large for the type.
 	return Bandwidth(min(n*factor, float64(MaxBandwidth)+1)), nil
+}
+
+// UnmarshalJSON takes a number of bytes per second, or a text as
+// ParseBandwidth does. Whether it is in range Check says.
+func (b *Bandwidth) UnmarshalJSON(data []byte) (err error) {
+	if len(data) > 0 && data[0] == '"' {
+		var text string
+		if err := json.Unmarshal(data, &text); err != nil {
+			return err
+		}
+		if *b, err = ParseBandwidth(text); err != nil {
+			return fmt.Errorf("a bandwidth %w", err)
+		}
+		return nil
+	}
+	return json.Unmarshal(data, (*int64)(b))
 }
 
 // Check says what is wrong with a rate; empty means nothing.

@@ -1,6 +1,7 @@
 package models
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 )
@@ -35,6 +36,42 @@ func TestCheckBandwidth(t *testing.T) {
 		d := Definition{VMPath: "x", OutputPath: "/x", Options: Options{Bandwidth: &b}}
 		if bad := d.Check(); (bad == nil) != ok || !ok && bad[0].Field != "bandwidth" {
 			t.Errorf("%d: %v", b, bad)
+		}
+	}
+}
+
+func TestBandwidthInJSON(t *testing.T) {
+	for in, want := range map[string]Bandwidth{`"50MB/s"`: 50e6, "70000": 70000, "0": 0, `"0"`: 0} {
+		var b Bandwidth
+		if err := json.Unmarshal([]byte(in), &b); err != nil || b != want {
+			t.Errorf("%s: %d, %v", in, b, err)
+		}
+	}
+	for _, in := range []string{`"fast"`, "true", "1.5", "1e30", "{}"} {
+		var b Bandwidth
+		if err := json.Unmarshal([]byte(in), &b); err == nil {
+			t.Errorf("%s: %d", in, b)
+		}
+	}
+	if data, err := json.Marshal(Bandwidth(50e6)); string(data) != "50000000" || err != nil {
+		t.Errorf("%s, %v", data, err)
+	}
+}
+
+func TestCheckLimits(t *testing.T) {
+	for field, r := range map[string]LimitsRequest{
+		"":                 {MaxRunningJobs: new(1), StreamsPerHost: new(0), MaxStreams: new(1024), Bandwidth: new(Bandwidth(0))},
+		"max_running_jobs": {MaxRunningJobs: new(0)},
+		"streams_per_host": {StreamsPerHost: new(-1)},
+		"max_streams":      {MaxStreams: new(1025)},
+		"bandwidth":        {Bandwidth: new(Bandwidth(1))},
+		"job_bandwidth":    {JobIDs: []string{"x"}},
+		"job_ids":          {JobBandwidth: new(Bandwidth(0))},
+		"request":          {},
+	} {
+		bad := r.Check()
+		if field == "" && bad != nil || field != "" && (len(bad) != 1 || bad[0].Field != field) {
+			t.Errorf("%+v: %v", r, bad)
 		}
 	}
 }

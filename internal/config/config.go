@@ -27,8 +27,11 @@ const (
 	DefaultFile       = "/etc/hyper2kvm/hyper2kvmd.yaml"
 	DefaultAddr       = "localhost:8080"
 	DefaultMaxRunning = 4
-	MaxRunningLimit   = 64
+	MaxRunningLimit   = models.MaxRunningJobs
 	DefaultLogLevel   = "info"
+	// DefaultStreamsPerHost leaves an ESXi host, which gives about 48 streams in
+	// all, room for others; it is not faster with more.
+	DefaultStreamsPerHost = 8
 	// DefaultPerSecond and DefaultBurst are far above what a person, a script
 	// that waits for jobs, or a dashboard asks for.
 	DefaultPerSecond = 100
@@ -99,22 +102,27 @@ type Retention struct {
 
 // Config is everything hyper2kvmd can be told. All paths are absolute.
 type Config struct {
-	Addr        string             // HOST:PORT to listen on
-	UnixSocket  string             // to listen on as well; empty: none
-	Hosts       []string           // names by which clients may address the daemon, lower case
-	StateDir    string             // absolute, or empty: nothing is kept
-	MaxRunning  int                // jobs at once, 1..64
-	OutputRoots []string           // where jobs may write; empty: anywhere but system folders
-	TokensFile  string             // hashes of tokens; empty: none are asked for
-	TLS         TLS                // of addr
-	RateLimit   RateLimit          // of each client
-	Retention   Retention          // of ended jobs
-	Defaults    models.Options     // of jobs; nil fields are the built-in ones
-	VCenters    map[string]VCenter // by name
-	LogFormat   string             // logging.Text or logging.JSON
-	LogLevel    slog.Level
-	File        string   // the file that was read; empty without one
-	Warnings    []string // what a log should say at the start
+	Addr       string   // HOST:PORT to listen on
+	UnixSocket string   // to listen on as well; empty: none
+	Hosts      []string // names by which clients may address the daemon, lower case
+	StateDir   string   // absolute, or empty: nothing is kept
+	MaxRunning int      // jobs at once, 1..64
+	// StreamsPerHost and MaxStreams bound streams at once, of each ESXi host
+	// and in all; Bandwidth all of them together. 0 is no limit.
+	StreamsPerHost int
+	MaxStreams     int
+	Bandwidth      models.Bandwidth
+	OutputRoots    []string           // where jobs may write; empty: anywhere but system folders
+	TokensFile     string             // hashes of tokens; empty: none are asked for
+	TLS            TLS                // of addr
+	RateLimit      RateLimit          // of each client
+	Retention      Retention          // of ended jobs
+	Defaults       models.Options     // of jobs; nil fields are the built-in ones
+	VCenters       map[string]VCenter // by name
+	LogFormat      string             // logging.Text or logging.JSON
+	LogLevel       slog.Level
+	File           string   // the file that was read; empty without one
+	Warnings       []string // what a log should say at the start
 }
 
 // Flags are the settings given on the command line; a zero field was not
@@ -128,11 +136,16 @@ type Flags struct {
 	// DefaultState is the state folder when no other is named; empty: none.
 	DefaultState string
 	MaxRunning   int
-	OutputRoots  []string
-	TokensFile   string
-	TLS          TLS
-	LogFormat    string
-	Debug        bool
+	// StreamsPerHost, MaxStreams and Bandwidth are texts, because 0 is a value;
+	// empty means not given.
+	StreamsPerHost string
+	MaxStreams     string
+	Bandwidth      string
+	OutputRoots    []string
+	TokensFile     string
+	TLS            TLS
+	LogFormat      string
+	Debug          bool
 	// NoCredentials leaves what only the service itself can read, systemd's
 	// credentials, for a warning: so that a configuration can be checked from
 	// a shell.
@@ -142,7 +155,7 @@ type Flags struct {
 // Load resolves the settings: flag over environment over file over default.
 // Getenv is asked for H2KVMD_CONFIG, _ADDR, _UNIX_SOCKET, _STATE, _TOKENS_FILE,
 // _TLS_CERT, _TLS_KEY, _TLS_CLIENT_CA, _OUTPUT_ROOTS (joined by colons),
-// _MAX_RUNNING_JOBS, _LOG_FORMAT and _LOG_LEVEL, for CREDENTIALS_DIRECTORY and
+// _MAX_RUNNING_JOBS, _STREAMS_PER_HOST, _MAX_STREAMS, _BANDWIDTH, _LOG_FORMAT and _LOG_LEVEL, for CREDENTIALS_DIRECTORY and
 // for what the file names by username_env and password_env. Errors are
 // problem.Invalid and name file, line and key, never a password.
 func Load(flags Flags, getenv func(string) string) (Config, error) {
@@ -178,7 +191,7 @@ type reader struct {
 
 func read(flags Flags, getenv func(string) string, cred credentials) (*reader, error) {
 	c := &reader{credentials: cred, Config: Config{
-		Addr: DefaultAddr, MaxRunning: DefaultMaxRunning, LogFormat: logging.Text,
+		Addr: DefaultAddr, MaxRunning: DefaultMaxRunning, StreamsPerHost: DefaultStreamsPerHost, LogFormat: logging.Text,
 		RateLimit: RateLimit{DefaultPerSecond, DefaultBurst}, Retention: Retention{Jobs: DefaultKeepJobs},
 	}}
 	c.File = first(flags.ConfigFile, getenv("H2KVMD_CONFIG"))
@@ -259,6 +272,28 @@ func (c *reader) override(flags Flags, getenv func(string) string) error {
 	if flags.MaxRunning != 0 {
 		c.MaxRunning = flags.MaxRunning
 	}
+	for _, s := range []struct {
+		to        *int
+		flag, env string
+	}{
+		{&c.StreamsPerHost, flags.StreamsPerHost, "H2KVMD_STREAMS_PER_HOST"},
+		{&c.MaxStreams, flags.MaxStreams, "H2KVMD_MAX_STREAMS"},
+	} {
+		if v := first(s.flag, getenv(s.env)); v != "" {
+			n, err := strconv.Atoi(v)
+			if err != nil {
+				return fail(s.env, fmt.Errorf("%.40q is not a whole number", v))
+			}
+			*s.to = n
+		}
+	}
+	if v := first(flags.Bandwidth, getenv("H2KVMD_BANDWIDTH")); v != "" {
+		b, err := models.ParseBandwidth(v)
+		if err != nil {
+			return fail("H2KVMD_BANDWIDTH", fmt.Errorf("%.40q %w", v, err))
+		}
+		c.Bandwidth = b
+	}
 	if v := getenv("H2KVMD_LOG_LEVEL"); v != "" {
 		level, err := parseLevel(v)
 		if err != nil {
@@ -301,6 +336,14 @@ func (c *reader) check() error {
 	}
 	if c.MaxRunning < 1 || c.MaxRunning > MaxRunningLimit {
 		return fmt.Errorf("max_running_jobs is %d, want 1 to %d", c.MaxRunning, MaxRunningLimit)
+	}
+	for name, n := range map[string]int{"streams_per_host": c.StreamsPerHost, "max_streams": c.MaxStreams} {
+		if n < 0 || n > models.MaxStreams {
+			return fmt.Errorf("%s is %d, want 0 (no limit) to %d", name, n, models.MaxStreams)
+		}
+	}
+	if bad := c.Bandwidth.Check(); bad != "" {
+		return errors.New("bandwidth " + bad)
 	}
 	if c.LogFormat != logging.Text && c.LogFormat != logging.JSON {
 		return fmt.Errorf("log_format is %q, want %s or %s", c.LogFormat, logging.Text, logging.JSON)

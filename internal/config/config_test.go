@@ -36,7 +36,7 @@ func env(pairs ...string) func(string) string {
 func TestPrecedence(t *testing.T) {
 	path := file(t, "c.yaml", "addr: localhost:1\nstate_dir: /var/lib/x\nmax_running_jobs: 7\nlog_format: json\ndefaults:\n  parallel_downloads: 8\n  overwrite: true\n")
 	c, err := Load(Flags{}, env())
-	if err != nil || c.Addr != DefaultAddr || c.MaxRunning != DefaultMaxRunning || c.LogFormat != "text" || c.File != "" {
+	if err != nil || c.StreamsPerHost != 8 || c.Addr != DefaultAddr || c.MaxRunning != DefaultMaxRunning || c.LogFormat != "text" || c.File != "" {
 		t.Errorf("defaults: %+v, %v", c, err)
 	}
 	c, err = Load(Flags{}, env("H2KVMD_CONFIG", path))
@@ -96,6 +96,9 @@ func TestFaults(t *testing.T) {
 		"unknown far":    {"addr: localhost:1\nzzzzz: x\n", "line 2: unknown key (known: addr, "},
 		"type":           {"max_running_jobs: many\n", "line 1: max_running_jobs: is text, want a whole number"},
 		"range":          {"\nmax_running_jobs: 0\n", "line 2: max_running_jobs: is 0, want 1 to 64"},
+		"streams":        {"streams_per_host: -1\n", "line 1: streams_per_host: is -1, want 0 to 1024"},
+		"bandwidth":      {"addr: localhost:1\nbandwidth: fast\n", "line 2: bandwidth: is no rate"},
+		"bandwidth low":  {"bandwidth: 200\n", "bandwidth is 200 bytes per second, want 0 (no limit) or 65536"},
 		"addr":           {"addr: localhost\n", "want HOST:PORT"},
 		"format":         {"log_format: xml\n", "log_format is"},
 		"defaults":       {"defaults:\n  parallel_download: 3\n", `line 2: unknown key "parallel_download" in defaults (did you mean "parallel_downloads"?)`},
@@ -144,11 +147,12 @@ func TestFaults(t *testing.T) {
 
 func TestAccessSettings(t *testing.T) {
 	path := file(t, "c.yaml", "unix_socket: run/sock\nhosts: [KVM1.example.com]\noutput_roots: [/srv/a, /srv/b]\ntokens_file: tokens\n"+
-		"tls:\n  cert: /t/c.pem\n  key: k.pem\n  client_ca: ca.pem\n  viewers: board\nrate_limit:\n  per_second: 5\nlog_level: warn\nretention:\n  days: 90\n  jobs: 500\n")
+		"tls:\n  cert: /t/c.pem\n  key: k.pem\n  client_ca: ca.pem\n  viewers: board\nrate_limit:\n  per_second: 5\nlog_level: warn\nstreams_per_host: 6\nmax_streams: 20\nbandwidth: 200MB/s\nretention:\n  days: 90\n  jobs: 500\n")
 	dir := filepath.Dir(path)
 	c, err := Load(Flags{ConfigFile: path, DefaultState: "/d/state"}, env())
 	want := Config{
 		Addr: DefaultAddr, StateDir: "/d/state", UnixSocket: dir + "/run/sock", Hosts: []string{"kvm1.example.com"}, MaxRunning: DefaultMaxRunning,
+		StreamsPerHost: 6, MaxStreams: 20, Bandwidth: 200e6,
 		OutputRoots: []string{"/srv/a", "/srv/b"}, TokensFile: dir + "/tokens",
 		TLS:       TLS{Cert: "/t/c.pem", Key: dir + "/k.pem", ClientCA: dir + "/ca.pem", Viewers: []string{"board"}},
 		RateLimit: RateLimit{5, DefaultBurst}, Retention: Retention{90, 500}, LogFormat: "text", LogLevel: slog.LevelWarn, File: path,
@@ -157,22 +161,27 @@ func TestAccessSettings(t *testing.T) {
 		t.Errorf("file: %+v, %v", c, err)
 	}
 	vars := env("H2KVMD_UNIX_SOCKET", "/e/s", "H2KVMD_STATE", "/e/state", "H2KVMD_TOKENS_FILE", "/e/t", "H2KVMD_TLS_CERT", "/e/c", "H2KVMD_TLS_KEY", "/e/k",
-		"H2KVMD_TLS_CLIENT_CA", "/e/ca", "H2KVMD_OUTPUT_ROOTS", "/e/1:/e/2", "H2KVMD_MAX_RUNNING_JOBS", "9", "H2KVMD_LOG_FORMAT", "json", "H2KVMD_LOG_LEVEL", "error")
+		"H2KVMD_TLS_CLIENT_CA", "/e/ca", "H2KVMD_OUTPUT_ROOTS", "/e/1:/e/2", "H2KVMD_MAX_RUNNING_JOBS", "9",
+		"H2KVMD_STREAMS_PER_HOST", "0", "H2KVMD_MAX_STREAMS", "21", "H2KVMD_BANDWIDTH", "100M", "H2KVMD_LOG_FORMAT", "json", "H2KVMD_LOG_LEVEL", "error")
 	c, err = Load(Flags{ConfigFile: path}, vars)
 	want.UnixSocket, want.StateDir, want.TokensFile, want.OutputRoots = "/e/s", "/e/state", "/e/t", []string{"/e/1", "/e/2"}
 	want.TLS = TLS{"/e/c", "/e/k", "/e/ca", []string{"board"}}
+	want.StreamsPerHost, want.MaxStreams, want.Bandwidth = 0, 21, 100e6
 	want.MaxRunning, want.LogFormat, want.LogLevel = 9, "json", slog.LevelError
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("environment: %+v, %v", c, err)
 	}
 	t.Chdir(dir)
-	c, err = Load(Flags{ConfigFile: path, UnixSocket: "s", TokensFile: "/f/t", TLS: TLS{Cert: "/f/c", Key: "/f/k"}, OutputRoots: []string{"/f/1"}, MaxRunning: 2}, vars)
+	c, err = Load(Flags{ConfigFile: path, UnixSocket: "s", TokensFile: "/f/t", TLS: TLS{Cert: "/f/c", Key: "/f/k"}, OutputRoots: []string{"/f/1"}, MaxRunning: 2,
+		StreamsPerHost: "7", MaxStreams: "0", Bandwidth: "0"}, vars)
+	want.StreamsPerHost, want.MaxStreams, want.Bandwidth = 7, 0, 0
 	want.UnixSocket, want.TokensFile, want.OutputRoots, want.MaxRunning = dir+"/s", "/f/t", []string{"/f/1"}, 2
 	want.TLS.Cert, want.TLS.Key = "/f/c", "/f/k"
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("flags: %+v, %v", c, err)
 	}
-	for name, value := range map[string]string{"H2KVMD_MAX_RUNNING_JOBS": "many", "H2KVMD_LOG_LEVEL": "loud"} {
+	for name, value := range map[string]string{"H2KVMD_MAX_RUNNING_JOBS": "many", "H2KVMD_LOG_LEVEL": "loud",
+		"H2KVMD_STREAMS_PER_HOST": "x", "H2KVMD_BANDWIDTH": "1Mb/s"} {
 		if _, err := Load(Flags{}, env(name, value)); problem.KindOf(err) != problem.Invalid || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -5,12 +5,13 @@ import (
 	"log/slog"
 	"strings"
 
+	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/jobfile"
 	"github.com/hyper2kvm/hyper2kvm/internal/jobfile/strict"
 )
 
 var keys = []string{
-	"addr", "unix_socket", "hosts", "state_dir", "max_running_jobs", "output_roots", "tokens_file", "tls", "rate_limit", "retention",
+	"addr", "unix_socket", "hosts", "state_dir", "max_running_jobs", "streams_per_host", "max_streams", "bandwidth", "output_roots", "tokens_file", "tls", "rate_limit", "retention",
 	"log_format", "log_level", "defaults", "vcenters",
 }
 
@@ -38,6 +39,12 @@ func (c *reader) readFile() error {
 			c.StateDir, err = c.path(p.Node)
 		case "max_running_jobs":
 			c.MaxRunning, err = number(p.Node, 1, MaxRunningLimit)
+		case "streams_per_host":
+			c.StreamsPerHost, err = number(p.Node, 0, models.MaxStreams)
+		case "max_streams":
+			c.MaxStreams, err = number(p.Node, 0, models.MaxStreams)
+		case "bandwidth":
+			c.Bandwidth, err = jobfile.Bandwidth(p.Node)
 		case "output_roots":
 			// As they are written: a relative one is more likely a slip.
 			c.OutputRoots, err = list(p.Node, nil)

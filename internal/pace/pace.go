@@ -6,6 +6,8 @@ package pace
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"sync"
 )
@@ -25,14 +27,28 @@ type Settings struct {
 // Default are the settings of a process that was told nothing else.
 func Default() Settings { return Settings{StreamsPerHost: DefaultStreamsPerHost} }
 
+// ErrHostBusy is why a job may not enter a host now.
+var ErrHostBusy = errors.New("other exports take all streams of the host")
+
+// HostBusyError says which host it is. It matches ErrHostBusy.
+type HostBusyError struct{ Host string }
+
+// Error names the host.
+func (e *HostBusyError) Error() string { return fmt.Sprintf("host %s: %v", e.Host, ErrHostBusy) }
+
+// Unwrap is ErrHostBusy.
+func (e *HostBusyError) Unwrap() error { return ErrHostBusy }
+
 // Limits bounds streams and bandwidth of everything that shares it. Its
 // methods are safe for concurrent use.
 type Limits struct {
 	total Rate
 
 	mu      sync.Mutex
-	perHost int // 0 is no limit
-	streams int // 0 is no limit
+	room    func()         // hears that a host may be entered again; may be nil
+	booked  map[string]int // streams that the jobs which have entered a host want; none is 0
+	perHost int            // 0 is no limit
+	streams int            // 0 is no limit
 	used    int
 	hosts   map[string]int // streams in use; none is 0
 	queue   []*waiter      // in the order they came; none of them could run
@@ -45,7 +61,7 @@ type waiter struct {
 
 // New returns Limits with these settings.
 func New(s Settings) *Limits {
-	l := &Limits{hosts: map[string]int{}}
+	l := &Limits{hosts: map[string]int{}, booked: map[string]int{}}
 	l.Set(s)
 	return l
 }
@@ -55,10 +71,59 @@ func New(s Settings) *Limits {
 // them. A new bandwidth counts from now on, also for who waits for it.
 func (l *Limits) Set(s Settings) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.perHost, l.streams = max(0, s.StreamsPerHost), max(0, s.Streams)
 	l.total.Set(s.Bandwidth)
 	l.dispatch()
+	room := l.room
+	l.mu.Unlock()
+	if room != nil {
+		room()
+	}
+}
+
+// OnRoom has f called whenever a host that was full may have room again. F must
+// not wait; only the last one given is called.
+func (l *Limits) OnRoom(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.room = f
+}
+
+// Full reports whether a job may not enter a host now.
+func (l *Limits) Full(host string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.full(host)
+}
+
+func (l *Limits) full(host string) bool { return l.perHost > 0 && l.booked[host] >= l.perHost }
+
+// enter books a job's streams at a host, unless those who came before want all
+// the host has: then the error is a *HostBusyError. Leave gives them back, and
+// may be called again.
+func (l *Limits) enter(host string, streams int) (leave func(), err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.full(host) {
+		return nil, &HostBusyError{host}
+	}
+	l.booked[host] += streams
+	return sync.OnceFunc(func() { l.leave(host, streams) }), nil
+}
+
+func (l *Limits) leave(host string, streams int) {
+	l.mu.Lock()
+	if l.booked[host] -= streams; l.booked[host] == 0 {
+		delete(l.booked, host)
+	}
+	room := l.room
+	if l.full(host) {
+		room = nil
+	}
+	l.mu.Unlock()
+	if room != nil {
+		room()
+	}
 }
 
 // Acquire waits until a stream from host may begin and counts it until release
@@ -135,6 +200,7 @@ type Stats struct {
 	Streams  int            // in use
 	Hosts    map[string]int // streams in use by host; a host without any is not there
 	Waiting  map[string]int // streams that wait, by host
+	Booked   map[string]int // streams that the jobs at a host may want
 }
 
 // Stats gives a snapshot, which the caller may keep.
@@ -144,6 +210,7 @@ func (l *Limits) Stats() Stats {
 	s := Stats{
 		Settings: Settings{StreamsPerHost: l.perHost, Streams: l.streams, Bandwidth: l.total.Get()},
 		Streams:  l.used, Hosts: maps.Clone(l.hosts), Waiting: map[string]int{},
+		Booked: maps.Clone(l.booked),
 	}
 	for _, w := range l.queue {
 		s.Waiting[w.host]++
@@ -166,10 +233,23 @@ func (l *Limits) Job(bandwidth int64) *Job {
 	return j
 }
 
+// Enter books up to so many streams, at least 1, for the job at a host before
+// anything is done there: a job that began and then waited would keep its VM
+// locked for nothing. When those who came before want all that the host may
+// give, the error is a *HostBusyError: the job had better come again when
+// Limits.Full says otherwise. Leave gives the streams back and may be called
+// again.
+func (j *Job) Enter(host string, streams int) (leave func(), err error) {
+	return j.limits.enter(host, max(1, streams))
+}
+
 // Acquire is Limits.Acquire.
 func (j *Job) Acquire(ctx context.Context, host string) (release func(), err error) {
 	return j.limits.Acquire(ctx, host)
 }
+
+// Bandwidth gives the job's own limit in bytes per second; 0 is none.
+func (j *Job) Bandwidth() int64 { return j.own.Get() }
 
 // SetBandwidth changes the job's own limit, also for who waits for it.
 func (j *Job) SetBandwidth(bytesPerSecond int64) { j.own.Set(bytesPerSecond) }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -370,4 +371,47 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 			cancel(nil)
 		}
 	})
+}
+
+// TestEnter: a host is entered while less is booked than it may give, and who
+// leaves, or a higher limit, makes room that is told.
+func TestEnter(t *testing.T) {
+	l := New(Settings{StreamsPerHost: 8})
+	told := 0
+	l.OnRoom(func() { told++ })
+	j := l.Job(0)
+	enter := func(host string, streams int) func() {
+		t.Helper()
+		leave, err := j.Enter(host, streams)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return leave
+	}
+	a, b := enter("one", 4), enter("one", 16)
+	if _, err := j.Enter("one", 1); !errors.Is(err, ErrHostBusy) || !strings.Contains(err.Error(), "one") || !l.Full("one") {
+		t.Errorf("a full host: %v", err)
+	}
+	c := enter("two", 0)
+	a()
+	a()
+	if told != 0 || !l.Full("one") {
+		t.Errorf("16 of 8 are booked: told %d times", told)
+	}
+	b()
+	if told != 1 || l.Full("one") {
+		t.Errorf("nothing is booked: told %d times", told)
+	}
+	c()
+	d := enter("one", 8)
+	l.Set(Settings{StreamsPerHost: 9})
+	if told != 3 || l.Full("one") {
+		t.Errorf("a higher limit: told %d times", told)
+	}
+	l.Set(Settings{})
+	enter("one", 1000)()
+	d()
+	if s := l.Stats(); len(s.Booked) != 0 {
+		t.Errorf("%v is booked", s.Booked)
+	}
 }

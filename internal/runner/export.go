@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/internal/export"
 	"github.com/hyper2kvm/hyper2kvm/internal/libvirt"
 	"github.com/hyper2kvm/hyper2kvm/internal/output"
+	"github.com/hyper2kvm/hyper2kvm/internal/pace"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 	"github.com/hyper2kvm/hyper2kvm/progress"
 	"github.com/hyper2kvm/hyper2kvm/vsphere"
@@ -45,7 +47,11 @@ const (
 // sink. The definition's VCenter is not looked at: c is that vCenter. Errors
 // are *problem.Error. What was done to the VM is undone, except what was asked
 // for: a shut down guest stays off and a removed CD-ROM drive stays out.
-func Export(ctx context.Context, c *vsphere.Client, def models.Definition, sink progress.Sink) (result models.Result, err error) {
+//
+// The export holds to limits, which may be nil. When the VM's host is busy
+// with others' exports the error is a *pace.HostBusyError, and nothing has been
+// done.
+func Export(ctx context.Context, c *vsphere.Client, def models.Definition, limits *pace.Job, sink progress.Sink) (result models.Result, err error) {
 	started := time.Now()
 	tracker := progress.NewTracker(sink)
 	tick, stop := context.WithCancel(ctx)
@@ -74,6 +80,18 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, sink 
 	}
 	if err := checkVM(vm, def.Options); err != nil {
 		return models.Result{}, err
+	}
+	parallel := defaultParallel
+	if p := def.Options.ParallelDownloads; p != nil {
+		parallel = *p
+	}
+	host := hostKey(c.About(), vm)
+	if limits != nil {
+		leave, err := limits.Enter(host, min(parallel, len(vm.Disks)))
+		if err != nil {
+			return models.Result{}, err
+		}
+		defer leave()
 	}
 
 	tracker.Enter(progress.Preparing)
@@ -107,18 +125,18 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, sink 
 	if err != nil {
 		return models.Result{}, err
 	}
-	origin.domain = domain
+	origin.domain, origin.host = domain, host
 	plan := export.Plan{
 		VM: identity, Hardware: hardware(origin.vm, origin.removed), State: origin.state(), Snapshot: origin.snapshot != "",
-		Folder: folder, Version: models.Version, Parallel: defaultParallel,
+		Folder: folder, Version: models.Version, Parallel: parallel,
 		Overwrite: overwrite, IncludeMedia: is(def.Options.IncludeMedia), Started: started,
 		Compress: is(def.Options.Compress), KeepStream: is(def.Options.KeepVMDK), VerifyGrains: is(def.Options.VerifyGrains),
 	}
 	if f := def.Options.Format; f != nil {
 		plan.Format = export.Format(*f)
 	}
-	if p := def.Options.ParallelDownloads; p != nil {
-		plan.Parallel = *p
+	if limits != nil {
+		plan.Pace = limits
 	}
 	if !is(def.Options.SkipSpaceCheck) {
 		plan.NeedBytes = origin.vm.Committed
@@ -193,6 +211,15 @@ func serverID(a vsphere.About) string {
 	return a.Host
 }
 
+// hostKey names the host whose streams an export takes. Hosts that are reached
+// directly often call themselves localhost, so that the server is part of it.
+func hostKey(about vsphere.About, vm vsphere.VM) string {
+	if vm.Host == "" || strings.HasPrefix(vm.Host, "localhost") {
+		return about.Host
+	}
+	return vm.Host
+}
+
 func hardware(vm vsphere.VM, removed []string) output.Hardware {
 	h := output.Hardware{
 		CPUs: vm.CPUs, CoresPerSocket: vm.CoresPerSocket, MemoryMB: vm.MemoryMB,
@@ -217,6 +244,7 @@ type origin struct {
 	snapshot     string // moref
 	snapshotName string
 	domain       libvirt.Options
+	host         string // as limits know it
 }
 
 // cleanUp removes the snapshot that a run which was killed has left, and gives
@@ -370,7 +398,7 @@ func (s *origin) OpenLease(ctx context.Context) (export.Lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &lease{Lease: l}, nil
+	return &lease{l, s.host}, nil
 }
 
 // busyError makes vSphere's busy VM the pipeline's.

@@ -12,7 +12,10 @@ import (
 )
 
 // lease is a vSphere lease as the pipeline sees it.
-type lease struct{ *vsphere.Lease }
+type lease struct {
+	*vsphere.Lease
+	host string // whose streams it gives
+}
 
 var roles = map[vsphere.ItemKind]output.Role{
 	vsphere.ItemDisk:  output.RoleDisk,
@@ -28,7 +31,7 @@ func (l *lease) Items() []export.Item {
 		role := roles[i.Kind]
 		items = append(items, export.Item{
 			Key: i.Key, Label: i.Label, Role: role, TargetID: i.TargetID,
-			Size: i.Size, Capacity: i.Capacity,
+			Size: i.Size, Capacity: i.Capacity, Host: l.host,
 			Source: source{stream.HTTP{Client: l.HTTPClient(i), URL: i.URL}},
 		})
 	}

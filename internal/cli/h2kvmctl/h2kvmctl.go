@@ -65,7 +65,7 @@ func (a *app) root() *cli.Command {
 			&cli.BoolFlag{Name: "no-color", Usage: "no colours, also on a terminal (env NO_COLOR)"},
 		},
 		Commands: []*cli.Command{
-			a.submitCommand(), a.queryCommand(), a.statusCommand(), a.cancelCommand(), a.retryCommand(),
+			a.submitCommand(), a.queryCommand(), a.statusCommand(), a.cancelCommand(), a.retryCommand(), a.limitsCommand(),
 			a.watchCommand(), a.logsCommand(), a.listCommand(),
 		},
 		Before: func(ctx context.Context, cmd *cli.Command) (context.Context, error) {

@@ -15,6 +15,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/joboptions"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
+	"github.com/hyper2kvm/hyper2kvm/internal/pace"
 	"github.com/hyper2kvm/hyper2kvm/internal/runner"
 	"github.com/hyper2kvm/hyper2kvm/vsphere"
 )
@@ -97,7 +98,12 @@ func (a *app) exportOne(ctx context.Context, client *vsphere.Client, def models.
 	if title == "" {
 		title = def.VMPath[strings.LastIndex(def.VMPath, "/")+1:]
 	}
-	result, err := runner.Export(ctx, client, def, bars.Sink(title))
+	var bandwidth int64
+	if b := def.Options.Bandwidth; b != nil {
+		bandwidth = int64(*b)
+	}
+	limits := pace.New(pace.Default()).Job(bandwidth)
+	result, err := runner.Export(ctx, client, def, limits, bars.Sink(title))
 	bars.Clear()
 	return result, err
 }

@@ -56,7 +56,8 @@ func (d *command) root() *cli.Command {
 			"Without tokens and TLS only this machine is served. To serve others, give -tls-cert and\n" +
 			"-tls-key, and -tokens-file (made by `hyper2kvmd token add`) or -tls-client-ca.\n\n" +
 			"SIGHUP reads the configuration again: log level, tokens, certificates, vCenters, hosts,\n" +
-			"defaults, output roots and the rate limit change; what does not is said in the log.\n" +
+			"defaults, output roots, the bounds of jobs, streams and bandwidth, and the rate limit change;\n" +
+			"what does not is said in the log.\n" +
 			"SIGINT and SIGTERM stop it: running jobs give their leases back, and continue at the next start.",
 		Writer: d.io.Out, ErrWriter: d.io.Err, Reader: d.io.In,
 		Flags: []cli.Flag{
@@ -66,6 +67,9 @@ func (d *command) root() *cli.Command {
 			&cli.StringFlag{Name: "state", OnlyOnce: true, Usage: "keep jobs in the folder `DIR` (env H2KVMD_STATE; default /var/lib/hyper2kvm for root, else ~/.local/state/hyper2kvm)"},
 			&cli.StringSliceFlag{Name: "output-root", Local: true, Usage: "let jobs write below the folder `DIR` only; may be repeated (env H2KVMD_OUTPUT_ROOTS, joined by colons)"},
 			&cli.IntFlag{Name: "max-running-jobs", OnlyOnce: true, Local: true, Usage: fmt.Sprintf("run `N` jobs at once, 1 to %d (env H2KVMD_MAX_RUNNING_JOBS; default %d)", config.MaxRunningLimit, config.DefaultMaxRunning), HideDefault: true},
+			&cli.StringFlag{Name: "streams-per-host", OnlyOnce: true, Local: true, Usage: fmt.Sprintf("open `N` streams of one ESXi host at once, 0 is no limit (env H2KVMD_STREAMS_PER_HOST; default %d)", config.DefaultStreamsPerHost)},
+			&cli.StringFlag{Name: "max-streams", OnlyOnce: true, Local: true, Usage: "open `N` streams at once in all, 0 is no limit (env H2KVMD_MAX_STREAMS; default 0)"},
+			&cli.StringFlag{Name: "bandwidth", OnlyOnce: true, Local: true, Usage: "take at most `RATE` in all, such as 200MB/s; 0 is no limit (env H2KVMD_BANDWIDTH; default 0)"},
 			&cli.StringFlag{Name: "tokens-file", OnlyOnce: true, Usage: "ask for tokens, whose hashes are in `FILE` (env H2KVMD_TOKENS_FILE)"},
 			&cli.StringFlag{Name: "tls-cert", OnlyOnce: true, Local: true, Usage: "serve HTTPS with the certificate and its chain in `FILE` (PEM; env H2KVMD_TLS_CERT)"},
 			&cli.StringFlag{Name: "tls-key", OnlyOnce: true, Local: true, Usage: "its key is in `FILE` (PEM; env H2KVMD_TLS_KEY)"},
@@ -111,6 +115,7 @@ func (d *command) flags(cmd *cli.Command) config.Flags {
 		Addr:         cmd.String("addr"), UnixSocket: cmd.String("unix-socket"),
 		ConfigFile: cmd.String("config"), DefaultFile: config.DefaultFile, StateDir: cmd.String("state"),
 		OutputRoots: cmd.StringSlice("output-root"), MaxRunning: cmd.Int("max-running-jobs"), TokensFile: cmd.String("tokens-file"),
+		StreamsPerHost: cmd.String("streams-per-host"), MaxStreams: cmd.String("max-streams"), Bandwidth: cmd.String("bandwidth"),
 		TLS:       config.TLS{Cert: cmd.String("tls-cert"), Key: cmd.String("tls-key"), ClientCA: cmd.String("tls-client-ca")},
 		LogFormat: cmd.String("log-format"), Debug: cmd.Bool("debug"),
 	}
@@ -237,6 +242,8 @@ func (d *command) welcome(addr string, cfg config.Config) {
 		{"/jobs/{id}/logs", "GET", "its log"},
 		{"/jobs/cancel", "POST", "stops jobs"},
 		{"/jobs/retry", "POST", "puts failed or cancelled jobs back"},
+		{"/limits", "GET", "bounds of jobs, streams and bandwidth"},
+		{"/limits/change", "POST", "changes them"},
 		{"/events", "GET", "what happens to all jobs"},
 		{"/vms", "GET", "virtual machines"},
 	})
