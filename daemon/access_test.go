@@ -479,10 +479,12 @@ func TestReload(t *testing.T) {
 	r := startDaemon(t, cfg)
 	c := &client.Client{BaseURL: r.addr}
 	defer c.Close()
+	var root string // that the last job was held to
 	submit := func(vcenter, folder string) error {
 		resp, err := c.SubmitDefinition(t.Context(), models.Definition{VMPath: "a", OutputPath: filepath.Join(dir, folder), VCenter: &models.VCenter{Name: vcenter}})
 		if err == nil {
 			spec := <-r.started
+			root = spec.OutputRoot
 			if _, err := c.Cancel(t.Context(), resp.JobIDs); err != nil {
 				t.Error(err)
 			}
@@ -516,6 +518,9 @@ func TestReload(t *testing.T) {
 	next.Warnings = []string{"look at this"}
 	r.reloadWith(t, &next)
 	expect(submit("two", "c"), "downloads: 7")
+	if root != dir {
+		t.Errorf("the job is held to %q", root)
+	}
 	expect(submit("one", "d"), `knows no vCenter "one" (known: two)`)
 	expect(submit("two", "../elsewhere"), "not below")
 	if l, err := c.Limits(t.Context()); err != nil || l.MaxRunningJobs != 9 || l.StreamsPerHost != 5 || l.MaxStreams != 20 || l.Bandwidth != 1e9 {

@@ -214,7 +214,8 @@ func fillIn(o *models.Options, defaults models.Options) {
 }
 
 // worker is the runner behind the check of the output folder: between a job's
-// submission and its beginning, links may have come.
+// submission and its beginning, links may have come; and while it runs the root
+// holds it.
 type worker struct {
 	jobs.Runner
 	live *live
@@ -222,8 +223,10 @@ type worker struct {
 
 // Run is part of jobs.Runner.
 func (w worker) Run(ctx context.Context, spec jobs.Spec, sink progress.Sink) (models.Result, error) {
-	if err := w.live.current.Load().roots.Check(spec.Definition.OutputPath); err != nil {
+	allowed := w.live.current.Load().roots
+	if err := allowed.Check(spec.Definition.OutputPath); err != nil {
 		return models.Result{}, err
 	}
+	spec.OutputRoot = allowed.Of(spec.Definition.OutputPath)
 	return w.Runner.Run(ctx, spec, sink)
 }

@@ -66,6 +66,9 @@ type Spec struct {
 	// anything to the VM it enters the VM's host there; when that is busy it
 	// returns the error, and is called again when the host has room.
 	Pace *pace.Job
+	// OutputRoot is the folder which the output folder must lie below, through
+	// no symbolic link that leads out of it; empty for none.
+	OutputRoot string
 }
 
 // Runner does one job. Run blocks until the export has ended. It honours ctx

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -62,8 +61,9 @@ func New(allowed []string, excluded ...string) (*Roots, error) {
 	return r, nil
 }
 
-// List gives the allowed roots.
-func (r *Roots) List() []string { return slices.Clone(r.roots) }
+// Of gives the innermost allowed root that dir is in by its name; empty for
+// none.
+func (r *Roots) Of(dir string) string { return r.root(filepath.Clean(dir)) }
 
 // Check says whether a job may write to the folder dir, as far as can be told
 // without writing. What it says holds for the moment: a job is checked when it

@@ -74,8 +74,10 @@ func TestBelowRoots(t *testing.T) {
 	make1(t, func() error { return os.Rename(root+"/vm1", root+"/vm2") })
 	make1(t, func() error { return os.Symlink(outside, root+"/vm1") })
 	judge(t, r, map[string]string{root + "/vm1/x": "escapes"})
-	if got := strings.Join(r.List(), " "); !strings.HasPrefix(got, root+" ") {
-		t.Error(got)
+	for dir, want := range map[string]string{root + "/vm1": root, root: root, outside: "", root + "/../x": ""} {
+		if got := r.Of(dir); got != want {
+			t.Errorf("%s is below %q, want %q", dir, got, want)
+		}
 	}
 }
 

@@ -42,8 +42,27 @@ type Folder struct {
 	dir     string
 	root    *os.Root
 	lock    *os.File
-	created []string // folders that did not exist before, outermost first
+	above   tree
+	created []string // folders that did not exist before, outermost first, as above names them
 }
+
+// tree is what a folder is made in. *os.Root is one that no name leads out of.
+type tree interface {
+	Stat(name string) (fs.FileInfo, error)
+	Mkdir(name string, mode fs.FileMode) error
+	Remove(name string) error
+	OpenRoot(name string) (*os.Root, error)
+	Close() error
+}
+
+// everything is the tree of all absolute paths.
+type everything struct{}
+
+func (everything) Stat(name string) (fs.FileInfo, error)     { return os.Stat(name) }
+func (everything) Mkdir(name string, mode fs.FileMode) error { return os.Mkdir(name, mode) }
+func (everything) Remove(name string) error                  { return os.Remove(name) }
+func (everything) OpenRoot(name string) (*os.Root, error)    { return os.OpenRoot(name) }
+func (everything) Close() error                              { return nil }
 
 type holder struct {
 	PID   int       `json:"pid"`
@@ -61,28 +80,53 @@ func Hold(dir, vm string) (*Folder, error) {
 	if err != nil {
 		return nil, problem.New(problem.Invalid, what, err, "")
 	}
-	f := &Folder{dir: dir}
-	if f.created, err = makeDirs(dir); err != nil {
-		f.removeCreated()
-		return nil, problem.New(problem.Failed, what, plain(err), "choose a folder that this user may write to")
+	return holdIn(everything{}, dir, dir, vm)
+}
+
+// HoldBelow is Hold of a folder that lies below another one, base, which must
+// exist: no symbolic link leads out of that, whoever makes one while this runs.
+func HoldBelow(base, dir, vm string) (*Folder, error) {
+	what := "use output folder " + dir
+	rel, err := filepath.Rel(base, dir)
+	if err == nil && !filepath.IsLocal(rel) {
+		err = errors.New("it is not below " + base)
 	}
-	if f.root, err = os.OpenRoot(dir); err != nil {
-		f.removeCreated()
-		return nil, problem.New(problem.Failed, what, plain(err), "choose a folder that this user may write to")
+	if err != nil {
+		return nil, problem.New(problem.Invalid, what, err, "choose a folder below "+base)
+	}
+	above, err := os.OpenRoot(base)
+	if err != nil {
+		return nil, problem.New(problem.Failed, what, fmt.Errorf("open %s: %w", base, plain(err)), "make the output root, or choose another")
+	}
+	return holdIn(above, rel, filepath.Join(base, rel), vm)
+}
+
+// holdIn takes the folder that is called name in above and dir elsewhere.
+func holdIn(above tree, name, dir, vm string) (_ *Folder, err error) {
+	f := &Folder{dir: dir, above: above}
+	defer func() {
+		if err != nil {
+			f.removeCreated()
+			err = errors.Join(err, above.Close())
+		}
+	}()
+	if f.created, err = makeDirs(above, name); err == nil {
+		f.root, err = above.OpenRoot(name)
+	}
+	if err != nil {
+		return nil, problem.New(problem.Failed, "use output folder "+dir, plain(err), "choose a folder that this user may write to")
 	}
 	if err := f.takeLock(vm); err != nil {
-		f.root.Close()
-		f.removeCreated()
-		return nil, err
+		return nil, errors.Join(err, f.root.Close())
 	}
 	return f, nil
 }
 
 // makeDirs is os.MkdirAll that tells which folders it made.
-func makeDirs(dir string) (created []string, err error) {
+func makeDirs(in tree, dir string) (created []string, err error) {
 	var missing []string
 	for d := dir; ; d = filepath.Dir(d) {
-		info, err := os.Stat(d)
+		info, err := in.Stat(d)
 		if err == nil {
 			if !info.IsDir() {
 				return nil, fmt.Errorf("%s is not a folder", d)
@@ -98,7 +142,7 @@ func makeDirs(dir string) (created []string, err error) {
 		}
 	}
 	for i := len(missing) - 1; i >= 0; i-- {
-		switch err := os.Mkdir(missing[i], dirMode); {
+		switch err := in.Mkdir(missing[i], dirMode); {
 		case err == nil:
 			created = append(created, missing[i])
 		case !errors.Is(err, fs.ErrExist):
@@ -169,13 +213,13 @@ func (f *Folder) Close() error {
 	err := errors.Join(f.root.Remove(lockName), f.lock.Close(), f.root.Close())
 	f.lock = nil
 	f.removeCreated()
-	return err
+	return errors.Join(err, f.above.Close())
 }
 
 // removeCreated removes what Hold made; a folder with files in it stays.
 func (f *Folder) removeCreated() {
 	for i := len(f.created) - 1; i >= 0; i-- {
-		if os.Remove(f.created[i]) != nil {
+		if f.above.Remove(f.created[i]) != nil {
 			return
 		}
 	}
@@ -191,10 +235,19 @@ func (f *Folder) Path(name string) string { return filepath.Join(f.dir, name) }
 // system.
 func (f *Folder) Free() (int64, error) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(f.dir, &st); err != nil {
+	if err := f.statfs(&st); err != nil {
 		return 0, fmt.Errorf("ask for free space of %s: %w", f.dir, err)
 	}
 	return int64(st.Bavail) * st.Bsize, nil
+}
+
+func (f *Folder) statfs(st *unix.Statfs_t) error {
+	d, err := f.root.Open(".")
+	if err != nil {
+		return plain(err)
+	}
+	defer d.Close()
+	return unix.Fstatfs(int(d.Fd()), st)
 }
 
 // Put writes a small file whole: partial, synced, renamed.

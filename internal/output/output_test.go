@@ -389,3 +389,69 @@ func TestExtension(t *testing.T) {
 		}
 	}
 }
+
+// TestHoldBelow: no link leads out of the base, neither before the folder is
+// held nor while it is.
+func TestHoldBelow(t *testing.T) {
+	base, outside := t.TempDir(), t.TempDir()
+	link := func(to, name string) {
+		t.Helper()
+		if err := os.Symlink(to, filepath.Join(base, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link(outside, "out")
+	link("real", "in")
+	if err := os.Mkdir(filepath.Join(base, "real"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{base + "/out", base + "/out/x", base + "/../x", outside, base + "/in/../../x"} {
+		if f, err := HoldBelow(base, dir, "vm"); err == nil {
+			t.Errorf("%s: held", dir)
+			f.Close()
+		}
+	}
+	if _, err := HoldBelow(base+"/nowhere", base+"/nowhere/x", "vm"); problem.KindOf(err) != problem.Failed {
+		t.Errorf("no base: %v", err)
+	}
+	f, err := HoldBelow(base, base+"/in/a/b", "vm")
+	if err != nil || f.Dir() != base+"/in/a/b" {
+		t.Fatal(err)
+	}
+	if _, err := f.Free(); err != nil {
+		t.Error(err)
+	}
+	if _, err := HoldBelow(base, base+"/real/a/b", "vm"); problem.KindOf(err) != problem.Conflict {
+		t.Errorf("held twice: %v", err)
+	}
+	// Somebody puts a link to elsewhere in its place.
+	if err := errors.Join(os.Rename(base+"/real/a", base+"/moved"), os.Symlink(outside, base+"/real/a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(outside+"/b", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Put("disk.vmdk", []byte("data")); err != nil {
+		t.Error(err)
+	}
+	if got := names(t, base+"/moved/b"); !slices.Contains(got, "disk.vmdk") {
+		t.Errorf("the folder holds %v", got)
+	}
+	if got := names(t, outside+"/b"); len(got) != 0 {
+		t.Errorf("outside there is %v", got)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	// Folders that were made and are empty again go away, the base stays.
+	f, err = HoldBelow(base, base+"/x/y", "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	if got := names(t, base); slices.Contains(got, "x") {
+		t.Errorf("left: %v", got)
+	}
+}

@@ -43,15 +43,20 @@ const (
 	defaultParallel = 4
 )
 
+// Bounds are what an export keeps within. The zero value has none.
+type Bounds struct {
+	Pace       *pace.Job // streams and bandwidth
+	OutputRoot string    // the folder which the output folder must lie below
+}
+
 // Export exports the VM that def names through the session c and reports to
 // sink. The definition's VCenter is not looked at: c is that vCenter. Errors
 // are *problem.Error. What was done to the VM is undone, except what was asked
 // for: a shut down guest stays off and a removed CD-ROM drive stays out.
 //
-// The export holds to limits, which may be nil. When the VM's host is busy
-// with others' exports the error is a *pace.HostBusyError, and nothing has been
-// done.
-func Export(ctx context.Context, c *vsphere.Client, def models.Definition, limits *pace.Job, sink progress.Sink) (result models.Result, err error) {
+// When the VM's host is busy with others' exports the error is a
+// *pace.HostBusyError, and nothing has been done.
+func Export(ctx context.Context, c *vsphere.Client, def models.Definition, bounds Bounds, sink progress.Sink) (result models.Result, err error) {
 	started := time.Now()
 	tracker := progress.NewTracker(sink)
 	tick, stop := context.WithCancel(ctx)
@@ -86,8 +91,8 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, limit
 		parallel = *p
 	}
 	host := hostKey(c.About(), vm)
-	if limits != nil {
-		leave, err := limits.Enter(host, min(parallel, len(vm.Disks)))
+	if bounds.Pace != nil {
+		leave, err := bounds.Pace.Enter(host, min(parallel, len(vm.Disks)))
 		if err != nil {
 			return models.Result{}, err
 		}
@@ -95,7 +100,7 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, limit
 	}
 
 	tracker.Enter(progress.Preparing)
-	folder, err := output.Hold(def.OutputPath, vm.Path)
+	folder, err := hold(def.OutputPath, vm, bounds)
 	if err != nil {
 		return models.Result{}, err
 	}
@@ -135,8 +140,8 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, limit
 	if f := def.Options.Format; f != nil {
 		plan.Format = export.Format(*f)
 	}
-	if limits != nil {
-		plan.Pace = limits
+	if bounds.Pace != nil {
+		plan.Pace = bounds.Pace
 	}
 	if !is(def.Options.SkipSpaceCheck) {
 		plan.NeedBytes = origin.vm.Committed
@@ -209,6 +214,13 @@ func serverID(a vsphere.About) string {
 		return a.InstanceUUID
 	}
 	return a.Host
+}
+
+func hold(dir string, vm vsphere.VM, bounds Bounds) (*output.Folder, error) {
+	if bounds.OutputRoot == "" {
+		return output.Hold(dir, vm.Path)
+	}
+	return output.HoldBelow(bounds.OutputRoot, dir, vm.Path)
 }
 
 // hostKey names the host whose streams an export takes. Hosts that are reached

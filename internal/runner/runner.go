@@ -71,13 +71,13 @@ func (r *Runner) Run(ctx context.Context, spec jobs.Spec, sink progress.Sink) (m
 			return models.Result{}, err
 		}
 		defer r.logout(ctx, client)
-		return Export(ctx, client, def, spec.Pace, sink)
+		return Export(ctx, client, def, Bounds{spec.Pace, spec.OutputRoot}, sink)
 	}
 	client, err := r.client(ctx, nameOf(def.VCenter))
 	if err != nil {
 		return models.Result{}, err
 	}
-	return Export(ctx, client, def, spec.Pace, sink)
+	return Export(ctx, client, def, Bounds{spec.Pace, spec.OutputRoot}, sink)
 }
 
 // ListVMs gives the VMs of the vCenter of that name, "" for the default one.

@@ -62,7 +62,7 @@ func export(t *testing.T, c *vsphere.Client, vm, dir string, o models.Options) (
 			t.Log(e.Level, e.Message, e.Attrs)
 		}
 	})
-	return runner.Export(t.Context(), c, models.Definition{VMPath: vm, OutputPath: dir, Options: o}, nil, sink)
+	return runner.Export(t.Context(), c, models.Definition{VMPath: vm, OutputPath: dir, Options: o}, runner.Bounds{}, sink)
 }
 
 // needs says how a VM of the lab has to be exported, or why it cannot be.
@@ -247,7 +247,7 @@ func TestUntrustedHost(t *testing.T) {
 		retried := false
 		sink := progress.SinkFunc(func(e progress.Event) { retried = retried || strings.Contains(e.Message, "retried") })
 		dir := filepath.Join(t.TempDir(), "out")
-		_, err := runner.Export(t.Context(), c, models.Definition{VMPath: vm, OutputPath: dir}, nil, sink)
+		_, err := runner.Export(t.Context(), c, models.Definition{VMPath: vm, OutputPath: dir}, runner.Bounds{}, sink)
 		if err == nil || !strings.Contains(err.Error(), "certificate") || retried {
 			t.Errorf("%s thumbprint: retried %v, error %v", thumbprint, retried, err)
 		}

@@ -102,8 +102,8 @@ func (a *app) exportOne(ctx context.Context, client *vsphere.Client, def models.
 	if b := def.Options.Bandwidth; b != nil {
 		bandwidth = int64(*b)
 	}
-	limits := pace.New(pace.Default()).Job(bandwidth)
-	result, err := runner.Export(ctx, client, def, limits, bars.Sink(title))
+	bounds := runner.Bounds{Pace: pace.New(pace.Default()).Job(bandwidth)}
+	result, err := runner.Export(ctx, client, def, bounds, bars.Sink(title))
 	bars.Clear()
 	return result, err
 }
