@@ -141,6 +141,7 @@ func TestTestRooms(t *testing.T) {
 		for _, imp := range p.Imports {
 			for room, why := range map[string]string{
 				"internal/boottest":       "it starts virtual machines",
+				"internal/jsondoc":        "it holds a document to its word",
 				"internal/image/qemutest": "it runs qemu-img and fails a test",
 			} {
 				if imp == module+"/"+room {

@@ -29,6 +29,10 @@ const (
 // watchEvery is the shortest time between two looks of query -watch.
 const watchEvery = 500 * time.Millisecond
 
+// unheard is after how many times watchEvery query -watch looks again though no
+// event came.
+const unheard = 10
+
 func (a *app) queryCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "query",
@@ -196,6 +200,21 @@ func clock(t *time.Time, now time.Time) string {
 	return local.Format("2006-01-02 15:04")
 }
 
+// await returns at the first change, or after so many ticks; with an error when
+// ctx ends.
+func await(ctx context.Context, changed <-chan struct{}, tick <-chan time.Time, ticks int) error {
+	for range ticks {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+			return nil
+		case <-tick:
+		}
+	}
+	return nil
+}
+
 // watchQuery shows the jobs again and again until all have ended: on a
 // terminal in place, else each time that something has changed. It asks when
 // the daemon's events tell of a change, and goes on after a restart of the
@@ -242,17 +261,14 @@ func (a *app) watchQuery(ctx context.Context, c *client.Client, query func(conte
 				return nil
 			}
 		}
-		// A pause first: progress comes twice a second from each job.
-		for _, wait := range []<-chan struct{}{nil, changed} {
-			next := tick.C
-			if wait != nil {
-				next = nil
-			}
-			select {
-			case <-ctx.Done():
+		// A pause first: progress comes twice a second from each job. Then what
+		// ended between the answer and the beginning of the stream is not told.
+		for _, wait := range []struct {
+			changed <-chan struct{}
+			ticks   int
+		}{{nil, 1}, {changed, unheard}} {
+			if err := await(ctx, wait.changed, tick.C, wait.ticks); err != nil {
 				return ended()
-			case <-wait:
-			case <-next:
 			}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/daemon/store/memory"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
+	"github.com/hyper2kvm/hyper2kvm/internal/jsondoc"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 	"github.com/hyper2kvm/hyper2kvm/progress"
 )
@@ -77,9 +79,26 @@ func serve(defers func(func())) string {
 	return server.URL
 }
 
+// section is the one of docs/json.md about the command among args.
+func section(args []string) string {
+	for command, section := range map[string]string{
+		"submit": "submission", "query": "jobs", "watch": "job", "status": "status", "limits": "limits", "cancel": "cancellation",
+		"retry": "retry", "logs": "log", "list": "virtual-machines",
+	} {
+		if slices.Contains(args, command) {
+			return section
+		}
+	}
+	return ""
+}
+
 var jobID = regexp.MustCompile(`Job ID: (\S*)\n`)
 
 func TestScripts(t *testing.T) {
+	doc, err := jsondoc.Read(jsonDoc)
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
@@ -88,7 +107,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			// ctl CODE ARG... runs h2kvmctl with $STDIN as input and wants that
-			// exit code. Ids that were printed go into $ID, $ID2 and so on.
+			// exit code; what it prints as JSON must be as docs/json.md says. Ids that were printed go into $ID, $ID2 and so on.
 			"ctl": func(ts *testscript.TestScript, neg bool, args []string) {
 				if neg || len(args) == 0 {
 					ts.Fatalf("usage: ctl CODE ARG...")
@@ -111,6 +130,11 @@ func TestScripts(t *testing.T) {
 				_, _ = ts.Stderr().Write(errs.Bytes())
 				if code != want {
 					ts.Fatalf("exit code %d, want %d", code, want)
+				}
+				if out.Len() > 0 && (slices.Contains(args, "-json") || slices.Contains(args, "--json")) {
+					for _, diff := range doc.Check(section(args[1:]), out.Bytes()) {
+						ts.Fatalf("%s", diff)
+					}
 				}
 				if bytes.ContainsRune(out.Bytes(), 0x1b) || bytes.ContainsRune(errs.Bytes(), 0x1b) {
 					ts.Fatalf("an escape is in %q %q", out.String(), errs.String())

@@ -87,11 +87,7 @@ func (a *app) submit(ctx context.Context, cmd *cli.Command) error {
 	jobs, err := a.follow(ctx, c, resp.JobIDs)
 	if a.json {
 		// The submission, and how each job ended, in one document.
-		out := struct {
-			models.SubmitResponse
-			Jobs []models.Job `json:"jobs"`
-		}{resp, jobs}
-		err = errors.Join(err, a.io.JSON(out))
+		err = errors.Join(err, a.io.JSON(submission{resp, jobs}))
 	}
 	if err == nil {
 		err = outcome(jobs)
@@ -100,6 +96,12 @@ func (a *app) submit(ctx context.Context, cmd *cli.Command) error {
 		err = result
 	}
 	return err
+}
+
+// submission is an answer with the jobs, once they have ended.
+type submission struct {
+	models.SubmitResponse
+	Jobs []models.Job `json:"jobs,omitempty"`
 }
 
 // noneAccepted says why no job was accepted: one error as it is, several each

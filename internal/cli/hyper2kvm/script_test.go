@@ -12,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
+	"github.com/hyper2kvm/hyper2kvm/internal/jsondoc"
 	"github.com/hyper2kvm/hyper2kvm/internal/lab"
 )
 
@@ -34,7 +35,13 @@ func TestMain(m *testing.M) {
 //	released        no lease is open
 //	slow VM         caps the streams of a VM
 //	leased          waits until a lease is open
+//	described S [F] the last command's output, or the file F, is as section S of
+//	                docs/json.md says
 func TestScripts(t *testing.T) {
+	doc, err := jsondoc.Read("../../../docs/json.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	var starting sync.Mutex // the simulator's start touches variables of its package
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", RequireUniqueNames: true,
@@ -73,6 +80,15 @@ func TestScripts(t *testing.T) {
 					if text := ts.ReadFile(name); strings.Contains(text, "\x1b") || strings.Contains(text, lab.DefaultPassword) {
 						ts.Fatalf("%s holds an escape or the password: %q", name, text)
 					}
+				}
+			},
+			"described": func(ts *testscript.TestScript, _ bool, args []string) {
+				file := "stdout"
+				if len(args) > 1 {
+					file = args[1]
+				}
+				for _, diff := range doc.Check(args[0], []byte(ts.ReadFile(file))) {
+					ts.Fatalf("%s", diff)
 				}
 			},
 			"released": func(ts *testscript.TestScript, _ bool, _ []string) {

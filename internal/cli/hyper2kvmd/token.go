@@ -160,22 +160,28 @@ func expires(t auth.Token) string {
 }
 
 func (d *command) tokensJSON(tokens []auth.Token) error {
-	type row struct {
-		ID      string     `json:"id"`
-		Name    string     `json:"name"`
-		Role    auth.Role  `json:"role"`
-		Created time.Time  `json:"created"`
-		Expires *time.Time `json:"expires,omitempty"`
-		Expired bool       `json:"expired"`
-	}
-	rows := make([]row, len(tokens))
+	rows := make([]tokenFacts, len(tokens))
 	for i, t := range tokens {
-		rows[i] = row{ID: t.ID, Name: t.Name, Role: t.Role, Created: t.Created, Expired: t.Expired(time.Now())}
+		rows[i] = tokenFacts{ID: t.ID, Name: t.Name, Role: t.Role, Created: t.Created, Expired: t.Expired(time.Now())}
 		if !t.Expires.IsZero() {
 			rows[i].Expires = &t.Expires
 		}
 	}
-	return d.io.JSON(map[string]any{"tokens": rows})
+	return d.io.JSON(tokenList{rows})
+}
+
+// tokenList is what token list -json prints.
+type tokenList struct {
+	Tokens []tokenFacts `json:"tokens"`
+}
+
+type tokenFacts struct {
+	ID      string     `json:"id"`
+	Name    string     `json:"name"`
+	Role    auth.Role  `json:"role"`
+	Created time.Time  `json:"created"`
+	Expires *time.Time `json:"expires,omitempty"`
+	Expired bool       `json:"expired"`
 }
 
 func (d *command) tokenRemove(ctx context.Context, cmd *cli.Command) error {
