@@ -57,6 +57,10 @@ type Client struct {
 	// Transport replaces the HTTP transport, for tests. A unix socket does
 	// without.
 	Transport http.RoundTripper
+	// OnAway, which may be nil, hears when Watch has lost its stream and tries
+	// again, with the reason, and with nil when it has one again. Several
+	// watches call it at once.
+	OnAway func(err error)
 
 	once   sync.Once
 	base   *url.URL

@@ -42,8 +42,8 @@ const (
 // it are not repeated; 0 begins with the job's state.
 //
 // When the connection breaks, Watch connects again with backoff and goes on
-// after the last event seen, for up to 60 s without success; then it returns
-// a problem.Unreachable. A first connection that fails is not tried again. An
+// after the last event seen, for up to 60 s without success, which OnAway hears
+// of; then it returns a problem.Unreachable. A first connection that fails is not tried again. An
 // error of fn ends Watch and is returned as it is.
 func (c *Client) Watch(ctx context.Context, id string, lastEventID uint64, fn func(models.Event) error) error {
 	const what = "watch job"
@@ -77,6 +77,10 @@ func (c *Client) Watch(ctx context.Context, id string, lastEventID uint64, fn fu
 			return problem.New(problem.Unreachable, what,
 				fmt.Errorf("the daemon was away for %s: %w", patience, err), "the job may still run: query it once the daemon is back")
 		}
+		if c.OnAway != nil && !w.away {
+			c.OnAway(err)
+		}
+		w.away = true
 		// Between half and all of the delay, so that many watchers do not
 		// return in the same instant.
 		wait := time.NewTimer(delay/2 + rand.N(delay/2)) //nolint:gosec // jitter, no secret
@@ -98,6 +102,7 @@ type watch struct {
 	last      uint64
 	connected bool // there was a stream before
 	alive     bool // the current connection brought an event
+	away      bool // the last connection was lost
 	fn        func(models.Event) error
 }
 
@@ -131,6 +136,10 @@ func (w *watch) stream(ctx context.Context, what string) (done bool, err error) 
 			"check that -daemon or H2KVMD_URL names a hyper2kvmd")
 	}
 	w.connected = true
+	if w.away && w.client.OnAway != nil {
+		w.client.OnAway(nil)
+	}
+	w.away = false
 	lines := bufio.NewReaderSize(resp.Body, 64<<10)
 	var data []byte
 	for {

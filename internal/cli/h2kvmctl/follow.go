@@ -22,6 +22,8 @@ const maxStreams = 16
 type view interface {
 	// event takes one event of a job's stream.
 	event(models.Event)
+	// say puts a message over what is shown.
+	say(message func())
 	// close takes what must not stay off the screen.
 	close()
 }
@@ -30,6 +32,7 @@ type view interface {
 type silent struct{}
 
 func (silent) event(models.Event) {}
+func (silent) say(func())         {}
 func (silent) close()             {}
 
 // follow shows the progress of jobs until all have ended, and gives them as
@@ -48,6 +51,19 @@ func (a *app) follow(ctx context.Context, c *client.Client, ids []string) ([]mod
 	)
 	watchCtx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	away := 0 // streams that are lost; guarded by mu
+	c.OnAway = func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if err == nil {
+			away--
+		} else {
+			away++
+		}
+		if err == nil && away == 0 || err != nil && away == 1 {
+			show.say(func() { a.tellAway(err) })
+		}
+	}
 	for i, id := range ids {
 		select {
 		case room <- struct{}{}:
@@ -90,6 +106,15 @@ func (a *app) follow(ctx context.Context, c *client.Client, ids []string) ([]mod
 		return jobs, errors.New("watch jobs: a stream ended without a state")
 	}
 	return jobs, nil
+}
+
+// tellAway says that the daemon went away, or is back when err is nil.
+func (a *app) tellAway(err error) {
+	if err != nil {
+		a.io.Warn("The daemon is away, trying again: %v", err)
+		return
+	}
+	a.io.Info("The daemon is back")
 }
 
 // detached says that jobs go on after the watching was interrupted.

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/mattn/go-runewidth"
 	"github.com/urfave/cli/v3"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/client"
@@ -24,6 +23,10 @@ import (
 const (
 	nameWidth = 24
 	pathWidth = 40
+	// withStart and withPath are how many columns a table with the times of the
+	// starts takes, and one with the paths.
+	withStart = 72
+	withPath  = 56
 )
 
 // watchEvery is the shortest time between two looks of query -watch.
@@ -120,7 +123,7 @@ func (a *app) printJobs(resp models.QueryResponse, byID bool) {
 	now := time.Now()
 	rows := make([][]string, len(resp.Jobs))
 	for i, j := range resp.Jobs {
-		cells := []string{short(j.ID), j.Definition.Name, tail(j.Definition.VMPath, pathWidth), string(j.Status), progressOf(j), clock(j.StartedAt, now)}
+		cells := []string{short(j.ID), j.Definition.Name, j.Definition.VMPath, string(j.Status), progressOf(j), clock(j.StartedAt, now)}
 		if guarded {
 			for c, text := range cells {
 				if c != 3 {
@@ -132,7 +135,15 @@ func (a *app) printJobs(resp models.QueryResponse, byID bool) {
 	}
 	a.io.Heading("Jobs")
 	if len(rows) > 0 {
-		a.io.Table([]string{"Job ID", "Name", "VM Path", "Status", "Progress", "Started"}, rows, 0, nameWidth, pathWidth)
+		head, limits := []string{"Job ID", "Name", "VM Path", "Status", "Progress", "Started"}, []int{0, nameWidth, pathWidth, 0, 0, 0}
+		// What tells least goes first where there is no room.
+		if w := a.io.TableWidth(); w > 0 && w < withStart {
+			drop(5, &head, &limits, rows)
+			if w < withPath {
+				drop(2, &head, &limits, rows)
+			}
+		}
+		a.io.Table(head, rows, limits...)
 	}
 	if byID {
 		for _, j := range resp.Jobs {
@@ -153,6 +164,15 @@ func (a *app) printJobs(resp models.QueryResponse, byID bool) {
 	}
 }
 
+// drop takes a column out of a table.
+func drop(column int, head *[]string, limits *[]int, rows [][]string) {
+	*head = slices.Delete(*head, column, column+1)
+	*limits = slices.Delete(*limits, column, column+1)
+	for i := range rows {
+		rows[i] = slices.Delete(rows[i], column, column+1)
+	}
+}
+
 // fixedWords are those by which scripts tell how a job ended.
 var fixedWords = regexp.MustCompile(`(?i)completed|failed|cancelled`)
 
@@ -165,15 +185,6 @@ func guard(text string, status models.Status) string {
 		}
 		return word[:4] + "…"
 	})
-}
-
-// tail shortens a path at its beginning: its end tells the VM.
-func tail(path string, width int) string {
-	path = term.Clean(path)
-	if w := runewidth.StringWidth(path); w > width {
-		return runewidth.TruncateLeft(path, w-width+1, "…")
-	}
-	return path
 }
 
 func progressOf(j models.Job) string {
@@ -225,6 +236,9 @@ func (a *app) watchQuery(ctx context.Context, c *client.Client, query func(conte
 	defer cancel(nil)
 	ended := func() error {
 		if parent.Err() != nil {
+			if a.io.Styled() {
+				fmt.Fprintln(a.io.Out) // the terminal shows ^C
+			}
 			return &exit.Error{Code: exit.Interrupted} // there is nothing to say
 		}
 		return context.Cause(ctx)
@@ -245,18 +259,22 @@ func (a *app) watchQuery(ctx context.Context, c *client.Client, query func(conte
 	})
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	show := a.newTables()
+	tables := a.newTables()
+	away := false
 	for {
 		resp, err := query(ctx)
 		// While the daemon is away the event stream decides how long to wait.
-		if err != nil && problem.KindOf(err) != problem.Unreachable {
-			if ctx.Err() != nil {
-				return ended()
-			}
+		gone := problem.KindOf(err) == problem.Unreachable
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return ended()
+		case err != nil && !gone:
 			return err
+		case gone != away:
+			tables.say(func() { a.tellAway(err) })
 		}
-		if err == nil {
-			show(func(a *app) { a.printJobs(resp, byID) })
+		if away = gone; !away {
+			tables.show(func(a *app) { a.printJobs(resp, byID) })
 			if !slices.ContainsFunc(resp.Jobs, func(j models.Job) bool { return !j.Status.Final() }) {
 				return nil
 			}

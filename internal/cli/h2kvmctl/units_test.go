@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mattn/go-runewidth"
-
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
 )
@@ -28,16 +26,6 @@ func TestGuard(t *testing.T) {
 	} {
 		if got := guard(tc.text, tc.status); got != tc.want {
 			t.Errorf("%q in %s: %q, want %q", tc.text, tc.status, got, tc.want)
-		}
-	}
-}
-
-func TestTail(t *testing.T) {
-	for in, want := range map[string]string{
-		"/DC0/vm/a": "/DC0/vm/a", "/DC0/vm/folder/web": "…folder/web", "/DC0/vm/文件夹数据库": "…件夹数据库", "/DC0/vm/文件夹数据库x": "… 夹数据库x",
-	} {
-		if got := tail(in, 11); got != want || runewidth.StringWidth(got) > 11 {
-			t.Errorf("%q: %q, want %q", in, got, want)
 		}
 	}
 }
@@ -108,13 +96,13 @@ func TestOutcome(t *testing.T) {
 func TestLive(t *testing.T) {
 	var out, errs bytes.Buffer
 	a := &app{io: term.IO{Out: &out, Err: &errs, Getenv: func(string) string { return "" }}}
-	v := &live{app: a, region: region{io: a.io}, last: map[string]models.Status{}}
+	v := &live{app: a, region: term.NewRegion(a.io), last: map[string]models.Status{}}
 	job := models.Job{ID: "aafd6c12-0a97", Definition: models.Definition{Name: strings.Repeat("数", 40)}, Status: models.Running,
 		Progress: &models.Progress{Phase: "exporting", PercentComplete: 50, Files: []models.FileProgress{
 			{Name: "d1", State: "downloading", Position: 1, Capacity: 2, Attempt: 1}, {Name: "d2", State: "retrying", Position: 9, Capacity: 3, Attempt: 2}}}}
 	v.event(models.Event{Type: models.ProgressEvent, JobID: job.ID, Job: &job})
-	if got := strings.Count(out.String(), "\n"); got != 3 || !strings.Contains(out.String(), strings.Repeat("█", 12)+strings.Repeat("░", 12)+"  exporting  50.0%") ||
-		!strings.Contains(out.String(), strings.Repeat("█", 24)+"  retrying (attempt 2)") {
+	if got := strings.Count(out.String(), "\n"); got != 3 || !strings.Contains(out.String(), strings.Repeat("█", 9)+strings.Repeat("░", 9)+"  50.0%  0 B  0 B/s  -- left") ||
+		!strings.Contains(out.String(), strings.Repeat("█", 18)+" 100.0%  retrying (attempt 2)") {
 		t.Errorf("%d lines\n%s", got, out.String())
 	}
 	out.Reset()
@@ -137,8 +125,8 @@ func TestLive(t *testing.T) {
 		j := models.Job{ID: string(rune('a' + i)), Status: models.Pending}
 		v.event(models.Event{Type: models.StateEvent, JobID: j.ID, Job: &j})
 	}
-	if len(v.region.widths) != 22 || !strings.Contains(out.String(), "and 79 more") {
-		t.Errorf("%d lines", len(v.region.widths))
+	if v.region.Lines() != 22 || !strings.Contains(out.String(), "and 79 more") {
+		t.Errorf("%d lines", v.region.Lines())
 	}
 }
 

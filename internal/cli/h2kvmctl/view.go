@@ -3,13 +3,9 @@ package h2kvmctl
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/mattn/go-runewidth"
-	xterm "golang.org/x/term"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
@@ -26,7 +22,7 @@ const (
 // newView gives the view that suits standard output.
 func (a *app) newView() view {
 	if a.io.Styled() {
-		return &live{app: a, region: region{io: a.io}, last: map[string]models.Status{}}
+		return &live{app: a, region: term.NewRegion(a.io), last: map[string]models.Status{}}
 	}
 	return &lines{app: a, jobs: map[string]*lineState{}}
 }
@@ -79,7 +75,8 @@ func (l *lines) event(e models.Event) {
 	l.app.io.Info("%s: %s", title(j), strings.Join(facts(p), ", "))
 }
 
-func (*lines) close() {}
+func (*lines) say(message func()) { message() }
+func (*lines) close()             {}
 
 // title names a job for people.
 func title(j models.Job) string {
@@ -150,14 +147,14 @@ func (a *app) ended(j models.Job) {
 // live is the view on a terminal: bars that are drawn again in place.
 type live struct {
 	app    *app
-	region region
+	region *term.Region
 	jobs   []models.Job // those that have not ended, in the order of their first event
 	last   map[string]models.Status
 }
 
 func (v *live) event(e models.Event) {
 	if e.Log != nil && e.Log.Level == "WARN" {
-		v.region.erase()
+		v.region.Draw(nil, nil)
 		v.app.warning(e)
 	}
 	if e.Job != nil {
@@ -176,7 +173,7 @@ func (v *live) take(j models.Job) {
 			v.jobs = slices.Delete(v.jobs, i, i+1)
 		}
 		if ended {
-			v.region.erase()
+			v.region.Draw(nil, nil)
 			v.app.ended(j)
 		}
 	case i >= 0:
@@ -186,115 +183,97 @@ func (v *live) take(j models.Job) {
 	}
 }
 
-// Widths of the live view's parts, in columns.
-const (
-	labelWidth = 26
-	barWidth   = 24
-)
-
 func (v *live) draw() {
-	var out []string
+	var rows []term.Row
 	for _, j := range v.jobs {
-		label := short(j.ID) + " " + j.Definition.Name
+		label := term.Clean(short(j.ID) + " " + j.Definition.Name)
 		p := j.Progress
 		if p == nil || j.Status != models.Running {
-			out = append(out, row(label, 0, string(j.Status)))
+			rows = append(rows, term.Row{Label: label, Text: string(j.Status)})
 			continue
 		}
-		out = append(out, row(label, p.PercentComplete, strings.Join(facts(p), "  ")))
+		rows = append(rows, term.Row{Label: label, Percent: p.PercentComplete, Text: jobText(p)})
 		if len(v.jobs) > 1 {
 			continue // one line each
 		}
 		for _, f := range p.Files {
 			share := 0.0
 			if f.Capacity > 0 {
-				share = 100 * float64(f.Position) / float64(f.Capacity)
+				share = min(100, 100*float64(f.Position)/float64(f.Capacity))
 			}
-			state := f.State
-			if f.Attempt > 1 {
-				state += fmt.Sprintf(" (attempt %d)", f.Attempt)
-			}
-			out = append(out, row("  "+f.Name, share, state))
+			rows = append(rows, term.Row{Label: "  " + term.Clean(f.Name), Percent: share, Text: fileText(f, share)})
 		}
 	}
-	v.region.draw(out)
+	v.region.Draw(nil, term.Layout(rows, v.app.io.Width()-1))
 }
 
-func (v *live) close() { v.region.erase() }
-
-// row is one line of the live view: label, bar, facts.
-func row(label string, percent float64, text string) string {
-	full := int(percent / 100 * barWidth)
-	full = min(barWidth, max(0, full))
-	return term.Pad(term.Shorten(term.Clean(label), labelWidth), labelWidth) +
-		" " + strings.Repeat("█", full) + strings.Repeat("░", barWidth-full) + "  " + term.Clean(text)
-}
-
-// region is the lines at the bottom of a terminal that are drawn again in
-// place. Between two calls the cursor stands below them and is never hidden,
-// so that there is nothing to restore when the process dies.
-type region struct {
-	io     term.IO
-	widths []int // of the lines that are drawn
-}
-
-// draw replaces what the region shows. Lines are cut to the terminal's width,
-// because a wrapped one would be counted wrong, and their number to its
-// height.
-func (r *region) draw(text []string) {
-	width, height := r.io.Width(), 24
-	if f, ok := r.io.Out.(*os.File); ok {
-		if _, h, err := xterm.GetSize(int(f.Fd())); err == nil && h > 0 {
-			height = h
-		}
+// jobText says where a job stands, beside its bar.
+func jobText(p *models.Progress) string {
+	out := []string{fmt.Sprintf("%5.1f%%", p.PercentComplete), term.Size(p.BytesDownloaded)}
+	if p.Phase != "exporting" {
+		return strings.Join(append(out, term.Clean(p.Phase)), "  ")
 	}
-	if most := max(1, height-2); len(text) > most {
-		text = append(text[:most-1:most-1], fmt.Sprintf("and %d more", len(text)-most+1))
+	left := time.Duration(-1)
+	if d, err := time.ParseDuration(p.EstimatedRemaining); err == nil {
+		left = d
 	}
+	return strings.Join(append(out, term.Rate(p.BytesPerSecond), term.Duration(left)+" left"), "  ")
+}
+
+// fileText says where a file stands, beside its bar.
+func fileText(f models.FileProgress, share float64) string {
+	text := fmt.Sprintf("%5.1f%%  ", share)
+	switch {
+	case f.State == "retrying":
+		return text + fmt.Sprintf("retrying (attempt %d)", f.Attempt)
+	case f.State == "downloading" && f.Attempt > 1:
+		return text + fmt.Sprintf("%s  attempt %d", term.Size(f.Bytes), f.Attempt)
+	case f.State == "downloading":
+		return text + term.Size(f.Bytes)
+	case f.State == "done", f.State == "kept":
+		return text + term.Size(f.Bytes) + "  " + f.State
+	}
+	return text + term.Clean(f.State)
+}
+
+func (v *live) say(message func()) {
+	v.region.Draw(nil, nil)
+	message()
+	v.draw()
+}
+
+func (v *live) close() { v.region.Draw(nil, nil) }
+
+// tables shows tables: on a terminal in place of what was shown before, else
+// when it has changed.
+type tables struct {
+	app    *app
+	region *term.Region
+	before string
+}
+
+func (a *app) newTables() *tables { return &tables{app: a, region: term.NewRegion(a.io)} }
+
+// show shows what table prints.
+func (t *tables) show(table func(*app)) {
 	var b bytes.Buffer
-	rows := 0
-	for _, w := range r.widths {
-		// One that was drawn before the terminal became narrower is wrapped now.
-		rows += 1 + max(0, w-1)/width
-	}
-	if rows > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA\r", rows)
-	}
-	r.widths = r.widths[:0]
-	for _, line := range text {
-		line = term.Shorten(line, width-1)
-		r.widths = append(r.widths, runewidth.StringWidth(line))
-		fmt.Fprintf(&b, "%s\x1b[K\n", line)
-	}
-	b.WriteString("\x1b[J")
-	// In one piece, so that nothing flickers.
-	fmt.Fprint(r.io.Out, b.String())
-}
-
-// erase takes the region off the screen.
-func (r *region) erase() {
-	if len(r.widths) > 0 {
-		r.draw(nil)
-	}
-}
-
-// newTables gives a function that shows what table prints: on a terminal in
-// place of what was shown before, else when it has changed.
-func (a *app) newTables() func(table func(*app)) {
-	reg := region{io: a.io}
-	before := ""
-	return func(table func(*app)) {
-		var b bytes.Buffer
-		to := *a
-		to.io.Out = &b
+	to := *t.app
+	to.io.Out = &b
+	if !t.app.io.Styled() {
 		table(&to)
-		if a.io.Styled() {
-			reg.draw(strings.Split(strings.TrimRight(b.String(), "\n"), "\n"))
-			return
+		if b.String() != t.before {
+			t.before = b.String()
+			fmt.Fprint(t.app.io.Out, t.before)
 		}
-		if b.String() != before {
-			before = b.String()
-			fmt.Fprint(a.io.Out, before)
-		}
+		return
 	}
+	to.io.Columns = t.app.io.Width() - 1 // the last one stays empty, as lines that are drawn again need it
+	table(&to)
+	t.region.Draw(nil, strings.Split(strings.TrimRight(b.String(), "\n"), "\n"))
+}
+
+// say prints a message over the table.
+func (t *tables) say(message func()) {
+	t.region.Draw(nil, nil)
+	message()
 }

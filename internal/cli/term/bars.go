@@ -40,7 +40,7 @@ type Bars struct {
 	share struct{ at time.Time }   // of the last plain line of Share
 
 	drawing sync.Mutex
-	region  region // guarded by drawing
+	region  Region // guarded by drawing
 
 	wake, stop, done chan struct{}
 	once             sync.Once
@@ -49,7 +49,7 @@ type Bars struct {
 // NewBars shows progress on io.Out. Close must be called.
 func NewBars(io IO) *Bars {
 	b := &Bars{
-		io: io, live: io.Styled(), region: region{io: io},
+		io: io, live: io.Styled(), region: Region{io: io},
 		files: map[string]*meter{},
 		wake:  make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -84,7 +84,7 @@ func (b *Bars) draw() {
 		rows = b.rows(b.io.Width() - 1)
 	}
 	b.mu.Unlock()
-	b.region.draw(above, rows)
+	b.region.Draw(above, rows)
 }
 
 // changed has the bars drawn soon.
@@ -206,16 +206,17 @@ func (b *Bars) Share(label string, done, total int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.rows = func(width int) []string {
-		return layout([]row{{label: Clean(label), percent: percent, text: text}}, width)
+		return Layout([]Row{{Clean(label), percent, text}}, width)
 	}
 	b.changed()
 }
 
-// row is one bar.
-type row struct {
-	label   string
-	percent float64
-	text    string
+// Row is one bar: what it is of, how far that is, and what else there is to
+// say of it.
+type Row struct {
+	Label   string
+	Percent float64
+	Text    string
 }
 
 // exportRows gives one bar for the whole and one for each file. Where there is
@@ -234,15 +235,15 @@ func (b *Bars) exportRows(title string, s progress.Snapshot, width int) []string
 	} else {
 		whole = append(whole, string(s.Phase))
 	}
-	rows := []row{{title, s.Percent, strings.Join(whole, "  ")}}
+	rows := []Row{{title, s.Percent, strings.Join(whole, "  ")}}
 	fits := len(s.Files) < b.io.Height()-2
-	var idle []row
+	var idle []Row
 	for _, f := range s.Files {
 		percent := 0.0
 		if f.Capacity > 0 {
 			percent = min(100, 100*float64(f.Position)/float64(f.Capacity))
 		}
-		r := row{"  " + Clean(f.Name), percent, b.fileText(f, percent)}
+		r := Row{"  " + Clean(f.Name), percent, b.fileText(f, percent)}
 		switch {
 		case fits, f.State == progress.Downloading, f.State == progress.Retrying, f.State == progress.Checking, f.State == progress.Broken:
 			rows = append(rows, r)
@@ -250,7 +251,7 @@ func (b *Bars) exportRows(title string, s progress.Snapshot, width int) []string
 			idle = append(idle, r)
 		}
 	}
-	return layout(append(rows, idle...), width)
+	return Layout(append(rows, idle...), width)
 }
 
 func (b *Bars) fileText(f progress.File, percent float64) string {
@@ -280,24 +281,25 @@ func left(d time.Duration) string {
 	return Duration(d) + " left"
 }
 
-// layout gives rows of at most width columns: labels, bars and texts stand
-// below each other.
-func layout(rows []row, width int) []string {
+// Layout gives rows of at most width columns: labels, bars and texts stand
+// below each other. Where there is little room the bars go first. Labels and
+// texts must be clean.
+func Layout(rows []Row, width int) []string {
 	label, text := minLabel, 0
 	for _, r := range rows {
-		label = max(label, runewidth.StringWidth(r.label))
-		text = max(text, runewidth.StringWidth(r.text))
+		label = max(label, runewidth.StringWidth(r.Label))
+		text = max(text, runewidth.StringWidth(r.Text))
 	}
 	label = min(label, maxLabel, max(minLabel, width-text-minBar-3))
 	bar := min(maxBar, width-label-text-3)
 	out := make([]string, len(rows))
 	for i, r := range rows {
-		line := Pad(shortenMiddle(r.label, label), label) + " "
+		line := Pad(shortenMiddle(r.Label, label), label) + " "
 		if bar >= minBar {
-			full := min(bar, max(0, int(r.percent/100*float64(bar))))
+			full := min(bar, max(0, int(r.Percent/100*float64(bar))))
 			line += strings.Repeat("█", full) + strings.Repeat("░", bar-full) + " "
 		}
-		out[i] = Shorten(line+r.text, width)
+		out[i] = Shorten(line+r.Text, width)
 	}
 	return out
 }

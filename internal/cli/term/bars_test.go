@@ -119,24 +119,24 @@ func TestBarsWithoutTerminal(t *testing.T) {
 // TestRegion draws into a pipe: what matters is how far the cursor goes up.
 func TestRegion(t *testing.T) {
 	var out bytes.Buffer
-	r := region{io: plainIO(&out)} // 80 by 24
-	r.draw(nil, nil)
+	r := Region{io: plainIO(&out)} // 80 by 24
+	r.Draw(nil, nil)
 	if out.Len() > 0 {
 		t.Errorf("nothing is drawn as %q", out.String())
 	}
-	r.draw(nil, []string{"one", invert + strings.Repeat("x", 100) + reset})
+	r.Draw(nil, []string{"one", invert + strings.Repeat("x", 100) + reset})
 	want := "\r\x1b[Jone\r\n" + invert + strings.Repeat("x", 78) + "…" + reset + "\r\n"
 	if out.String() != want {
 		t.Errorf("got %q, want %q", out.String(), want)
 	}
 	out.Reset()
-	r.draw([]byte("above\n"), []string{"one"})
+	r.Draw([]byte("above\n"), []string{"one"})
 	if want := "\x1b[2A\r\x1b[Jabove\none\r\n"; out.String() != want {
 		t.Errorf("got %q, want %q", out.String(), want)
 	}
 	out.Reset()
 	r.drawn = []int{200, 10} // drawn before the terminal was made narrower
-	r.draw(nil, slices.Repeat([]string{"x"}, 50))
+	r.Draw(nil, slices.Repeat([]string{"x"}, 50))
 	if got := out.String(); !strings.HasPrefix(got, "\x1b[4A") || strings.Count(got, "\r\n") != 22 || !strings.Contains(got, "and 29 more") {
 		t.Errorf("got %q", got)
 	}

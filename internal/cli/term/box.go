@@ -36,13 +36,13 @@ func (s IO) Spin(text string) (stop func()) {
 	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
-		reg := region{io: s}
-		defer func() { reg.draw(nil, nil) }()
+		reg := Region{io: s}
+		defer func() { reg.Draw(nil, nil) }()
 		ticker := time.NewTicker(spinInterval)
 		defer ticker.Stop()
 		frames := []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
 		for i := 0; ; i++ {
-			reg.draw(nil, []string{string(frames[i%len(frames)]) + " " + Clean(text)})
+			reg.Draw(nil, []string{string(frames[i%len(frames)]) + " " + Clean(text)})
 			select {
 			case <-end:
 				return

@@ -154,11 +154,11 @@ type Option struct {
 // and gives their indexes in order.
 func (s IO) Select(ctx context.Context, question string, options []Option) ([]int, error) {
 	p := newPicker(question, options)
-	reg := region{io: s}
+	reg := Region{io: s}
 	err := s.withKeys(func(k *keyboard) error {
-		defer reg.draw(nil, nil)
+		defer reg.Draw(nil, nil)
 		for {
-			reg.draw(nil, p.lines(s.Width(), s.Height(), s.Styled()))
+			reg.Draw(nil, p.lines(s.Width(), s.Height(), s.Styled()))
 			got, err := k.next(ctx)
 			if err != nil {
 				return err

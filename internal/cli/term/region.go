@@ -10,14 +10,21 @@ import (
 	"golang.org/x/term"
 )
 
-// region is the lines at the bottom of a terminal that are drawn again in
+// Region is the lines at the bottom of a terminal that are drawn again in
 // place. Between two calls the cursor stands below them and is never hidden,
 // so that there is nothing to restore when the process dies. It is used by one
 // goroutine at a time.
-type region struct {
+type Region struct {
 	io    IO
 	drawn []int // widths in columns of the lines on the screen
 }
+
+// NewRegion gives an empty region at the bottom of standard output, which
+// should be a terminal.
+func NewRegion(s IO) *Region { return &Region{io: s} }
+
+// Lines is how many lines are on the screen.
+func (r *Region) Lines() int { return len(r.drawn) }
 
 // Height is the terminal's height in rows, 24 when there is none.
 func (s IO) Height() int {
@@ -29,10 +36,11 @@ func (s IO) Height() int {
 	return 24
 }
 
-// draw replaces what the region shows by lines, and puts above, which are
-// whole lines, over it for good. A line may be inverted as a whole; else lines hold no escapes. They are cut to the terminal's width, because
-// a wrapped one would be counted wrong, and their number to its height.
-func (r *region) draw(above []byte, lines []string) {
+// Draw replaces what the region shows by lines, and puts above, which are
+// whole lines, over it for good. Lines hold no escapes. They are cut to the
+// terminal's width, because a wrapped one would be counted wrong, and their
+// number to its height.
+func (r *Region) Draw(above []byte, lines []string) {
 	width := r.io.Width()
 	if most := max(1, r.io.Height()-2); len(lines) > most {
 		more := fmt.Sprintf("  and %d more", len(lines)-most+1)

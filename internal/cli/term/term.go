@@ -24,6 +24,9 @@ type IO struct {
 	Err     io.Writer
 	Getenv  func(string) string
 	NoColor bool // asked for by a flag
+	// Columns, unless 0, is how wide tables may be although Out is no
+	// terminal: that of which what is written becomes a part.
+	Columns int
 }
 
 // System gives the process's own streams.
@@ -136,8 +139,9 @@ func (s IO) Heading(text string) {
 }
 
 // Table draws a boxed table. Cells are cleaned and aligned by the width they
-// have on a terminal; columns wider than their limit in max (0 is none) are
-// shortened.
+// have on a terminal; columns wider than their limit (0 is none) are shortened,
+// and on a terminal the widest ones, until the table fits. Paths lose their
+// beginning, because their end tells more.
 func (s IO) Table(head []string, rows [][]string, limits ...int) {
 	limit := func(i int) int {
 		if i < len(limits) && limits[i] > 0 {
@@ -151,11 +155,17 @@ func (s IO) Table(head []string, rows [][]string, limits ...int) {
 		cells := make([]string, len(head))
 		for i := range head {
 			if i < len(row) {
-				cells[i] = Shorten(Clean(row[i]), limit(i))
+				cells[i] = Clean(row[i])
 			}
-			widths[i] = max(widths[i], runewidth.StringWidth(cells[i]))
+			widths[i] = max(widths[i], min(runewidth.StringWidth(cells[i]), limit(i)))
 		}
 		all[r] = cells
+	}
+	s.fit(widths)
+	for _, row := range all {
+		for i := range row {
+			row[i] = shortenCell(row[i], widths[i])
+		}
 	}
 	line := func(left, mid, right string) {
 		parts := make([]string, len(widths))
@@ -180,6 +190,52 @@ func (s IO) Table(head []string, rows [][]string, limits ...int) {
 		}
 	}
 	line("└", "┴", "┘")
+}
+
+// TableWidth is how many columns a table may take; 0 means that it does not
+// matter.
+func (s IO) TableWidth() int {
+	if s.Columns == 0 && s.Terminal() {
+		return s.Width()
+	}
+	return s.Columns
+}
+
+// minColumn is the least width to which a column is made narrower.
+const minColumn = 8
+
+// fit makes the widest columns of a table narrower until it is not wider than
+// the terminal, as far as that can be.
+func (s IO) fit(widths []int) {
+	most := s.TableWidth()
+	if most == 0 {
+		return
+	}
+	total := 1
+	for _, w := range widths {
+		total += w + 3
+	}
+	for ; total > most; total-- {
+		widest := 0
+		for i, w := range widths {
+			if w > widths[widest] {
+				widest = i
+			}
+		}
+		if widths[widest] <= minColumn {
+			return
+		}
+		widths[widest]--
+	}
+}
+
+// shortenCell is Shorten that keeps the end of a path.
+func shortenCell(text string, width int) string {
+	w := runewidth.StringWidth(text)
+	if w <= width || !strings.HasPrefix(text, "/") {
+		return Shorten(text, width)
+	}
+	return runewidth.TruncateLeft(text, w-width+1, "…")
 }
 
 // Shorten cuts s to at most width columns, with an ellipsis where it was cut.

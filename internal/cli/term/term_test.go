@@ -155,3 +155,32 @@ func TestWrap(t *testing.T) {
 		}
 	}
 }
+
+// TestTableFits: columns give way until the table fits, the widest first; paths
+// lose their beginning.
+func TestTableFits(t *testing.T) {
+	for in, want := range map[string]string{
+		"/DC0/vm/a": "/DC0/vm/a", "/DC0/vm/folder/web": "…folder/web", "/DC0/vm/文件夹数据库": "…件夹数据库", "/DC0/vm/文件夹数据库x": "… 夹数据库x",
+		"a long sentence": "a long sen…",
+	} {
+		if got := shortenCell(in, 11); got != want || runewidth.StringWidth(got) > 11 {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+	head, rows := []string{"ID", "Path", "Status"}, [][]string{{"12345678", "/DC0/vm/数据库/データベース", "exporting (12.5%)"}, {"1", "x", "y"}}
+	for _, columns := range []int{200, 44, 34, 10} {
+		var out bytes.Buffer
+		io := plainIO(&out)
+		io.Columns = columns
+		io.Table(head, rows)
+		most := max(columns, 3*(minColumn+3)+1)
+		for line := range strings.Lines(out.String()) {
+			if w := runewidth.StringWidth(strings.TrimSuffix(line, "\n")); w > most {
+				t.Errorf("%d of %d columns: %s", w, columns, line)
+			}
+		}
+		if columns == 44 && !strings.Contains(out.String(), "│ 12345678 │ …") {
+			t.Error(out.String())
+		}
+	}
+}
