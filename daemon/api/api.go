@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/auth"
@@ -106,7 +107,15 @@ func NewHandler(opts Options) http.Handler {
 	mux := http.NewServeMux()
 	// Paths are registered without a method, so that the adapter answers a
 	// wrong one, too, in the API's own way.
-	for _, r := range []route{
+	for _, r := range a.routes() {
+		mux.Handle(r.path, a.adapt(r))
+	}
+	return a.outer(guard(opts.Access.KnownHost, a, mux))
+}
+
+// routes are all paths of the API. Each is in openapi.yaml, which a test holds.
+func (a *api) routes() []route {
+	return []route{
 		{http.MethodGet, "/health", "", a.health},
 		{http.MethodGet, "/status", auth.Viewer, a.status},
 		{http.MethodPost, "/jobs/submit", auth.Operator, a.submit},
@@ -120,11 +129,11 @@ func NewHandler(opts Options) http.Handler {
 		{http.MethodGet, "/limits", auth.Viewer, a.limits},
 		{http.MethodPost, "/limits/change", auth.Operator, a.changeLimits},
 		{http.MethodGet, "/vms", auth.Viewer, a.vms},
+		{http.MethodGet, "/openapi.yaml", auth.Viewer, a.description},
+		{http.MethodGet, "/debug/pprof/{$}", auth.Operator, a.profiles},
+		{http.MethodGet, "/debug/pprof/{profile}", auth.Operator, a.profile},
 		{"", "/", auth.Viewer, a.unknown},
-	} {
-		mux.Handle(r.path, a.adapt(r))
 	}
-	return a.outer(guard(opts.Access.KnownHost, a, mux))
 }
 
 // route is one path of the API. An empty method takes any. Role is what its
@@ -138,12 +147,13 @@ type route struct {
 
 func (a *api) unknown(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return nil, &failure{status: http.StatusNotFound, code: "not_found", message: fmt.Sprintf("there is no %.200q", r.URL.Path),
-		details: "see /health, /status, /jobs/submit, /jobs/query, /jobs/{id}, /jobs/cancel, /events, /vms"}
+		details: "see /openapi.yaml for what there is"}
 }
 
 type api struct {
-	opts Options
-	log  *slog.Logger
+	opts      Options
+	log       *slog.Logger
+	profiling sync.Mutex // held while a profile is being taken
 }
 
 // handler answers a request. The value is written as JSON with status 200, or
@@ -168,6 +178,14 @@ func (f *failure) Error() string { return f.message }
 // adapt makes a route an http.Handler: it checks who asks and the method, and
 // writes what the handler returns.
 func (a *api) adapt(route route) http.Handler {
+	if strings.HasPrefix(route.path, profilePath) {
+		return a.onlyHere(route)
+	}
+	return a.serve(route)
+}
+
+// serve is adapt for clients from anywhere.
+func (a *api) serve(route route) http.Handler {
 	method := route.method
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r, err := a.admit(w, r, route)

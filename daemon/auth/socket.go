@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -154,4 +156,19 @@ func Remote(ctx context.Context, remoteAddr string) string {
 		return fmt.Sprintf("unix:pid=%d", p.pid)
 	}
 	return remoteAddr
+}
+
+// Local reports whether a request comes straight from this machine: from a
+// loopback address or over a unix socket, and not through a proxy that says so.
+func Local(r *http.Request) bool {
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip", "Via"} {
+		if _, ok := r.Header[name]; ok {
+			return false
+		}
+	}
+	if _, ok := peerOf(r.Context()); ok {
+		return true
+	}
+	addr, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && addr.Addr().Unmap().IsLoopback()
 }

@@ -67,7 +67,7 @@ func (r LimitsRequest) Check() (bad []FieldProblem) {
 		add("bandwidth", r.Bandwidth.Check())
 	}
 	switch {
-	case len(r.JobIDs) > 0 && r.JobBandwidth == nil:
+	case r.JobIDs != nil && r.JobBandwidth == nil:
 		add("job_bandwidth", "is missing: job_ids need it")
 	case len(r.JobIDs) == 0 && r.JobBandwidth != nil:
 		add("job_ids", "are missing: job_bandwidth needs them")

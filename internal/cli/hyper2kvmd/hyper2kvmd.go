@@ -246,6 +246,7 @@ func (d *command) welcome(addr string, cfg config.Config) {
 		{"/limits/change", "POST", "changes them"},
 		{"/events", "GET", "what happens to all jobs"},
 		{"/vms", "GET", "virtual machines"},
+		{"/openapi.yaml", "GET", "all of this, described for programs"},
 	})
 	d.io.Info("To use it: export H2KVMD_URL=%s", base)
 	if cfg.UnixSocket != "" {
