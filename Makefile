@@ -3,12 +3,16 @@ GO        ?= go
 GOFLAGS   ?= -trimpath
 PYTHON    ?= python3
 BINARIES  := hyper2kvm hyper2kvmd h2kvmctl
+VERSION   := 1.0.0
+# Packages are the same whenever they are built of one commit.
+EPOCH     := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+NFPM      := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.0
 LINTER    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME  ?= 20s
 TOOLS     := $(CURDIR)/build/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race lint bench load fuzz e2e lab demo clean
+.PHONY: help build test race lint bench load fuzz e2e lab demo packages clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +21,7 @@ build: ## build the three binaries into build/
 	@mkdir -p build
 	$(GO) build $(GOFLAGS) -o build/ $(addprefix ./cmd/,$(BINARIES))
 
-test: build ## run all tests (needs qemu-img, qemu-system-x86_64 and python3)
+test: build ## run all tests (needs qemu-img, qemu-system-x86_64, groff and python3)
 	$(GO) build $(GOFLAGS) -o build/ ./internal/lab/cmd/h2kvm-lab
 	$(GO) test ./...
 	cd python && H2KVM_BUILD="$(CURDIR)/build" PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m unittest discover -s tests -t .
@@ -54,6 +58,28 @@ lab: ## serve a vCenter to try things on; prints the environment to use
 
 demo: build ## export a batch from the lab through the daemon and prove it
 	./demo/run
+
+packages: $(TOOLS)/nfpm ## build the deb and rpm packages into build/packages/
+	@rm -rf build/packages && mkdir -p $(addprefix build/packages/share/,bash zsh fish)
+	CGO_ENABLED=0 $(GO) build $(GOFLAGS) -ldflags '-s -w' -o build/packages/bin/ $(addprefix ./cmd/,$(BINARIES))
+	SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run ./internal/cli/man/cmd/h2kvm-man build/packages/man
+	@for page in build/packages/man/*; do \
+	  mkdir -p build/packages/share/man$${page##*.} && \
+	  gzip -9n < $$page > build/packages/share/man$${page##*.}/$${page##*/}.gz || exit 1; \
+	done
+	@for b in hyper2kvm h2kvmctl; do \
+	  build/packages/bin/$$b completion bash > build/packages/share/bash/$$b && \
+	  build/packages/bin/$$b completion zsh > build/packages/share/zsh/_$$b && \
+	  build/packages/bin/$$b completion fish > build/packages/share/fish/$$b.fish || exit 1; \
+	done
+	@for packager in deb rpm; do \
+	  VERSION=$(VERSION) ARCH=$$($(GO) env GOARCH) SOURCE_DATE_EPOCH=$(EPOCH) \
+	    $(TOOLS)/nfpm package -f packaging/nfpm.yaml -p $$packager -t build/packages/ || exit 1; \
+	done
+
+$(TOOLS)/nfpm:
+	@mkdir -p $(TOOLS)
+	GOBIN=$(TOOLS) $(GO) install $(NFPM)
 
 clean: ## remove what the other targets made
 	rm -rf build/*

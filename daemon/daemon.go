@@ -22,6 +22,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/daemon/store/sqlite"
 	"github.com/hyper2kvm/hyper2kvm/internal/config"
 	"github.com/hyper2kvm/hyper2kvm/internal/pace"
+	"github.com/hyper2kvm/hyper2kvm/internal/systemd"
 )
 
 const (
@@ -54,6 +55,8 @@ type Options struct {
 	// Load. Load gives it with what its other users are to do once it is in
 	// force. A nil channel never asks.
 	Reload <-chan os.Signal
+	// Notify tells the service manager how the daemon is; nil tells nobody.
+	Notify *systemd.Notifier
 	Load   func() (cfg Config, inForce func(), err error)
 }
 
@@ -80,6 +83,10 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	if audit == nil {
 		audit = slog.New(slog.DiscardHandler)
+	}
+	notify := opts.Notify
+	if notify == nil {
+		notify = &systemd.Notifier{}
 	}
 	cfg := opts.Config
 	where, err := resolve(ctx, cfg.Addr)
@@ -125,6 +132,18 @@ func Run(ctx context.Context, opts Options) error {
 		opts.Ready(addr)
 	}
 	served := serve(server, listener, overTLS, socket)
+	// Also while it stops: the service manager has a limit of its own for that.
+	watching, unwatch := context.WithCancel(context.WithoutCancel(ctx))
+	var watchdog sync.WaitGroup
+	watchdog.Go(func() {
+		notify.Watch(watching, func(ctx context.Context) error {
+			_, err := manager.Status(ctx) // asks the store
+			return err
+		})
+	})
+	defer watchdog.Wait()
+	defer unwatch()
+	notify.Ready("Serving " + addr)
 	log.Info("daemon started", slog.String("addr", addr), slog.String("unixSocket", cfg.UnixSocket), slog.Bool("tls", overTLS),
 		slog.Bool("authentication", s.who.Required()), slog.Int("maxRunningJobs", cfg.MaxRunning))
 
@@ -137,13 +156,16 @@ func Run(ctx context.Context, opts Options) error {
 			served = nil
 			running = false
 		case <-opts.Reload:
+			notify.Reloading()
 			if reload(opts, live, log, audit) {
 				now := live.current.Load().cfg
 				manager.SetLimits(now.MaxRunning, paceOf(now))
 			}
+			notify.Ready("Serving " + addr)
 		}
 	}
 	log.Info("daemon stopping")
+	notify.Stopping()
 	// The store is closed when nobody uses it any more: a manager that did not
 	// end in time still does, and its records are safe without that.
 	err = errors.Join(err, stop(context.WithoutCancel(ctx), server, manager, served, log))

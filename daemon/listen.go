@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
@@ -38,6 +39,11 @@ func resolve(ctx context.Context, addr string) (target, error) {
 	t.port = port
 	if host == "" {
 		t.exposed = true
+		return t, nil
+	}
+	if strings.EqualFold(host, "localhost") {
+		// RFC 6761, section 6.3: it is the loopback, whatever a name server says.
+		t.ips = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 		return t, nil
 	}
 	if t.ips, err = net.DefaultResolver.LookupNetIP(ctx, "ip", host); err != nil {

@@ -26,6 +26,26 @@ const (
 	Interrupted  = 130
 )
 
+// Meaning is one line of the table of exit codes.
+type Meaning struct {
+	Code    int
+	Meaning string
+}
+
+// Table is what the exit codes mean, for documentation.
+func Table() []Meaning {
+	return []Meaning{
+		{OK, "done"},
+		{Failed, "the operation failed, or the thing does not exist"},
+		{Usage, "wrong usage: flags, arguments, a job file, a missing setting"},
+		{Unreachable, "the daemon, vCenter or host cannot be reached"},
+		{JobFailed, "the job that was waited for failed"},
+		{JobCancelled, "the job that was waited for was cancelled"},
+		{Unauthorized, "not authorised: wrong credentials, or a missing privilege"},
+		{Interrupted, "interrupted"},
+	}
+}
+
 // Error carries an exit code of its own. Err may be nil when everything has
 // been said already.
 type Error struct {

@@ -49,6 +49,9 @@ type app struct {
 	json bool
 }
 
+// Root gives the definition of the command line, for its manual page.
+func Root(io term.IO) *cli.Command { return (&app{io: io}).root() }
+
 func (a *app) root() *cli.Command {
 	root := &cli.Command{
 		Name:    name,

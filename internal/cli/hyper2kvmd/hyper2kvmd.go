@@ -24,6 +24,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/internal/logging"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 	"github.com/hyper2kvm/hyper2kvm/internal/runner"
+	"github.com/hyper2kvm/hyper2kvm/internal/systemd"
 	"github.com/hyper2kvm/hyper2kvm/vsphere"
 )
 
@@ -45,6 +46,9 @@ func Run(ctx context.Context, args []string, io term.IO) int {
 
 // command is one run of hyper2kvmd.
 type command struct{ io term.IO }
+
+// Root gives the definition of the command line, for its manual page.
+func Root(io term.IO) *cli.Command { return (&command{io: io}).root() }
 
 func (d *command) root() *cli.Command {
 	root := &cli.Command{
@@ -157,7 +161,7 @@ func (d *command) serve(ctx context.Context, cmd *cli.Command) (err error) {
 	return daemon.Run(ctx, daemon.Options{
 		Config: cfg, Runner: jobs, VMLister: jobs, Logger: log, Audit: audit,
 		Ready:  func(addr string) { d.welcome(addr, cfg) },
-		Reload: hangups,
+		Reload: hangups, Notify: systemd.New(d.io.Getenv, log),
 		Load: func() (config.Config, func(), error) {
 			cfg, named, err := d.load(given)
 			return cfg, func() {
