@@ -18,6 +18,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/daemon/api"
 	"github.com/hyper2kvm/hyper2kvm/daemon/auth"
 	"github.com/hyper2kvm/hyper2kvm/daemon/jobs"
+	"github.com/hyper2kvm/hyper2kvm/daemon/metrics"
 	"github.com/hyper2kvm/hyper2kvm/daemon/store/memory"
 	"github.com/hyper2kvm/hyper2kvm/daemon/store/sqlite"
 	"github.com/hyper2kvm/hyper2kvm/internal/config"
@@ -57,7 +58,9 @@ type Options struct {
 	Reload <-chan os.Signal
 	// Notify tells the service manager how the daemon is; nil tells nobody.
 	Notify *systemd.Notifier
-	Load   func() (cfg Config, inForce func(), err error)
+	// Metrics are told to Prometheus; nil gives an empty set.
+	Metrics *metrics.Metrics
+	Load    func() (cfg Config, inForce func(), err error)
 }
 
 // Check says whether Run could work with a configuration, as far as can be
@@ -87,6 +90,10 @@ func Run(ctx context.Context, opts Options) error {
 	notify := opts.Notify
 	if notify == nil {
 		notify = &systemd.Notifier{}
+	}
+	counts := opts.Metrics
+	if counts == nil {
+		counts = metrics.New()
 	}
 	cfg := opts.Config
 	where, err := resolve(ctx, cfg.Addr)
@@ -120,9 +127,10 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	manager := jobs.NewManager(jobs.Options{ //nolint:contextcheck // jobs outlive ctx: stop ends them in order
 		Runner: worker{opts.Runner, live}, Store: kept, Durable: cfg.StateDir != "", Logger: log,
-		MaxRunning: cfg.MaxRunning, Limits: pace.New(paceOf(cfg)),
+		MaxRunning: cfg.MaxRunning, Limits: pace.New(paceOf(cfg)), OnEnd: counts.Ended,
 	})
-	handler := api.NewHandler(api.Options{Manager: queue{manager, live}, VMs: opts.VMLister, Logger: log, Audit: audit, Access: live})
+	handler := api.NewHandler(api.Options{Manager: queue{manager, live}, VMs: opts.VMLister, Logger: log, Audit: audit, Access: live,
+		Metrics: counts.Handler(manager, log)})
 	// Requests outlive ctx: they end when the jobs have been told to.
 	server := api.NewServer(handler, log)
 	server.TLSConfig = live.tlsConfig()

@@ -63,6 +63,7 @@ type Lease struct {
 	timeout  time.Duration // of the lease on the host
 	percent  atomic.Int32
 	forget   func() // takes the lease out of its client's list
+	renewed  atomic.Pointer[func(error)]
 
 	stop  context.CancelFunc // ends the keepalive
 	ended chan struct{}      // closed when the keepalive has ended
@@ -341,6 +342,9 @@ func (l *Lease) keep(ctx context.Context, renewed time.Time) {
 		}
 		began := time.Now()
 		err := l.beat(ctx, min(maxBeat, max(interval, minInterval)))
+		if hear := l.renewed.Load(); hear != nil && ctx.Err() == nil {
+			(*hear)(err)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -430,6 +434,10 @@ func (l *Lease) Items() []LeaseItem {
 // no other host. It has timeouts for all but the body, whose reader must watch
 // for a stream that stalls. An item that is not this lease's has none: nil.
 func (l *Lease) HTTPClient(item LeaseItem) *http.Client { return l.clients[item.Key] }
+
+// OnRenew has f called after each renewal of the lease: with nil, or with why
+// it failed. F must not wait. Only the last f is called.
+func (l *Lease) OnRenew(f func(err error)) { l.renewed.Store(&f) }
 
 // SetPercent says what the host is told with the next keepalive: 0 to 100,
 // never less than before.

@@ -65,6 +65,8 @@ type Options struct {
 	// Audit gets a line for every change that was made or refused; nil
 	// discards.
 	Audit *slog.Logger
+	// Metrics answers GET /metrics; nil answers that there is none.
+	Metrics http.Handler
 	// Access says who may do what. Nil lets everybody do everything, as often
 	// as they like, and is for tests.
 	Access Access
@@ -129,6 +131,7 @@ func (a *api) routes() []route {
 		{http.MethodGet, "/limits", auth.Viewer, a.limits},
 		{http.MethodPost, "/limits/change", auth.Operator, a.changeLimits},
 		{http.MethodGet, "/vms", auth.Viewer, a.vms},
+		{http.MethodGet, "/metrics", auth.Viewer, a.metrics},
 		{http.MethodGet, "/openapi.yaml", auth.Viewer, a.description},
 		{http.MethodGet, "/debug/pprof/{$}", auth.Operator, a.profiles},
 		{http.MethodGet, "/debug/pprof/{profile}", auth.Operator, a.profile},
@@ -479,6 +482,14 @@ func (a *api) changeLimits(w http.ResponseWriter, r *http.Request) (any, error) 
 	}
 	a.audit(r, "change limits", q.JobIDs, "done")
 	return out, nil
+}
+
+func (a *api) metrics(w http.ResponseWriter, r *http.Request) (any, error) {
+	if a.opts.Metrics == nil {
+		return a.unknown(w, r)
+	}
+	a.opts.Metrics.ServeHTTP(w, r)
+	return nil, nil // the answer is written
 }
 
 // vms lists the virtual machines that match a pattern; see models.VM.Matches.

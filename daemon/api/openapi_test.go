@@ -23,6 +23,7 @@ import (
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/api"
 	"github.com/hyper2kvm/hyper2kvm/daemon/jobs"
+	"github.com/hyper2kvm/hyper2kvm/daemon/metrics"
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/daemon/store/memory"
 	"github.com/hyper2kvm/hyper2kvm/internal/pace"
@@ -86,7 +87,8 @@ func newBench(t *testing.T) *bench {
 		gate: &gate{}, limits: pace.New(pace.Default())}
 	b.manager = jobs.NewManager(jobs.Options{Runner: b.actor, Store: memory.New(0), MaxRunning: 8, MaxPending: 100_000, Limits: b.limits})
 	b.server = httptest.NewUnstartedServer(nil)
-	b.server.Config = api.NewServer(api.NewHandler(api.Options{Manager: b.manager, VMs: b.actor, Access: b.gate}), slog.New(slog.DiscardHandler))
+	b.server.Config = api.NewServer(api.NewHandler(api.Options{Manager: b.manager, VMs: b.actor, Access: b.gate,
+		Metrics: metrics.New().Handler(b.manager, slog.New(slog.DiscardHandler))}), slog.New(slog.DiscardHandler))
 	b.server.Start()
 	t.Cleanup(func() {
 		if err := b.manager.Close(context.Background()); err != nil {
@@ -382,6 +384,9 @@ func (b *bench) otherAnswers(t *testing.T) {
 	b.want(t, 200, request{method: "GET", pattern: "/status"})
 	if got := b.want(t, 200, request{method: "GET", pattern: "/openapi.yaml"}); !bytes.Equal(got, api.Description()) {
 		t.Error("the description is another one")
+	}
+	if got := b.want(t, 200, request{method: "GET", pattern: "/metrics"}); !bytes.Contains(got, []byte("hyper2kvm_jobs{")) {
+		t.Errorf("the metrics are %s", got)
 	}
 	b.want(t, 200, request{method: "GET", pattern: "/vms", path: "/vms?pattern=WEB*"})
 	for vcenter, status := range map[string]int{"odd": 400, "login": 401, "nowhere": 404, "down": 502, "bad": 500} {

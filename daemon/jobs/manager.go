@@ -91,6 +91,9 @@ type Options struct {
 	MaxRunning int
 	// Limits bound streams and bandwidth of all jobs; nil does not.
 	Limits *pace.Limits
+	// OnEnd, which may be nil, hears of every job that has ended. It must not
+	// wait.
+	OnEnd func(models.Job)
 	// MaxPending is how many jobs may wait; 0 means DefaultMaxPending.
 	MaxPending int
 	// Defaults fill in the options that a job does not give.
@@ -493,7 +496,7 @@ func (m *Manager) endPending(ctx context.Context, id, why string) error {
 	m.vault.wipe(id)
 	m.awaitBirths()
 	m.note(id, slog.LevelInfo, "job cancelled", slog.String("reason", why))
-	m.publishState(rec.Job)
+	m.ended(rec.Job)
 	return nil
 }
 
@@ -511,6 +514,19 @@ func (m *Manager) Status(ctx context.Context) (models.DaemonStatus, error) {
 	}
 	s.TotalJobs = s.PendingJobs + s.RunningJobs + s.CompletedJobs + s.FailedJobs + s.CancelledJobs
 	return s, nil
+}
+
+// OldestPending is when the job was submitted that waits longest; zero when
+// none does.
+func (m *Manager) OldestPending(ctx context.Context) (time.Time, error) {
+	recs, err := m.store.Load(ctx, store.Filter{Status: []models.Status{models.Pending}, Limit: 1})
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read the oldest waiting job: %w", err)
+	}
+	if len(recs) == 0 {
+		return time.Time{}, nil
+	}
+	return recs[0].Job.CreatedAt, nil
 }
 
 // Logs gives a job's log lines, at most the last 10,000. Those of jobs that
@@ -954,7 +970,7 @@ func (m *Manager) finish(r *run, to models.Status, result models.Result, text st
 	default:
 		m.note(id, slog.LevelError, "job failed", slog.String("error", text))
 	}
-	m.publishState(rec.Job)
+	m.ended(rec.Job)
 	m.record.flush(ctx) // how a job ended should not wait for a batch
 }
 
@@ -1040,6 +1056,14 @@ func (m *Manager) poke() {
 	case m.wake <- struct{}{}:
 	default:
 	}
+}
+
+// ended tells that a job has ended.
+func (m *Manager) ended(j models.Job) {
+	if m.opts.OnEnd != nil {
+		m.opts.OnEnd(j)
+	}
+	m.publishState(j)
 }
 
 func (m *Manager) publishState(j models.Job) {

@@ -95,7 +95,7 @@ func (m *Manager) failLost(id string) error {
 	})
 	if err == nil {
 		m.note(id, slog.LevelError, "job failed", slog.String("error", lostPassword))
-		m.publishState(rec.Job)
+		m.ended(rec.Job)
 	}
 	return err
 }

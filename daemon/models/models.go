@@ -104,6 +104,19 @@ type Definition struct {
 	VCenter    *VCenter `json:"vcenter,omitempty"`
 }
 
+// VCenterName is how programs call the job's vCenter: its name in the daemon's
+// configuration, "default" for the one of the environment, and "own" for one
+// that came with the job.
+func (d Definition) VCenterName() string {
+	switch {
+	case d.VCenter == nil:
+		return "default"
+	case d.VCenter.Name == "":
+		return "own"
+	}
+	return d.VCenter.Name
+}
+
 // FileProgress is one file's share of a job's progress. Position and Capacity
 // are bytes of the guest's disk; Bytes are bytes of the stream.
 type FileProgress struct {

@@ -127,7 +127,26 @@ type Plan struct {
 	Retry   stream.Options
 	// Pace holds the export's streams back; nil does not.
 	Pace Pace
+	// Observer hears what is worth counting; nil is nobody.
+	Observer Observer
 }
+
+// Observer counts what happens over all exports. Its methods are called by
+// several goroutines at once and must not wait.
+type Observer interface {
+	Took(n int)          // n bytes were read from the host
+	Retried()            // a transfer is tried again
+	Proved(proof string) // a file is whole; see output.Proof
+	Damaged()            // a stream's bytes were not what the host or they themselves say
+}
+
+// nobody is the Observer that counts nothing.
+type nobody struct{}
+
+func (nobody) Took(int)      {}
+func (nobody) Retried()      {}
+func (nobody) Proved(string) {}
+func (nobody) Damaged()      {}
 
 // Pace bounds what an export takes, beside others, from hosts. Its methods are
 // called by several goroutines at once and end with an error when ctx does.
@@ -165,6 +184,9 @@ func Run(ctx context.Context, origin Origin, plan Plan, tracker *progress.Tracke
 	what := fmt.Sprintf("export VM %q", plan.VM.Path)
 	if plan.Format == "" {
 		plan.Format = OVF
+	}
+	if plan.Observer == nil {
+		plan.Observer = nobody{}
 	}
 	if plan.State != "" {
 		// Files of another format are of no use to this one.

@@ -249,6 +249,7 @@ func (r *run) settle(ctx context.Context, t *task) (err error) {
 // more; after maxDamage times it is the file's end.
 func (r *run) again(t *task, d *download, why error) error {
 	t.damaged++
+	r.plan.Observer.Damaged()
 	if t.damaged >= maxDamage {
 		if err := d.discard(); err != nil {
 			r.tracker.Remark(slog.LevelWarn, "could not remove a damaged file", slog.String("error", err.Error()))
@@ -269,11 +270,15 @@ func (r *run) fetchOptions(t *task, supply *supplier) stream.Options {
 	if r.plan.Pace != nil {
 		o.Pace = r.plan.Pace.Wait
 	}
-	o.OnRead = func(n int) { t.handle.Took(int64(n)) }
+	o.OnRead = func(n int) {
+		t.handle.Took(int64(n))
+		r.plan.Observer.Took(n)
+	}
 	o.OnReset = func() {
 		r.tracker.Remark(slog.LevelInfo, "stream starts again", slog.String("file", t.name))
 	}
 	o.OnRetry = func(x stream.Retry) {
+		r.plan.Observer.Retried()
 		supply.release() // others may have the host meanwhile
 		supply.retry = x
 		t.handle.Retry(x.Attempt, x.Err.Error())
@@ -505,6 +510,7 @@ func (r *run) commit(ctx context.Context, t *task, d *download) error {
 	}
 	t.files = files
 	t.handle.Finish(progress.Done, p.stream.Size)
+	r.plan.Observer.Proved(string(p.how))
 	r.tracker.Remark(slog.LevelInfo, "file is whole", slog.String("file", t.name),
 		slog.Int64("size", files[0].Size), slog.String("proof", string(p.how)))
 	return nil

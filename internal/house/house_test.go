@@ -65,6 +65,7 @@ func TestForeignImports(t *testing.T) {
 		{"github.com/urfave/cli/v3", []string{"internal/cli"}, "only command lines parse flags"},
 		{"golang.org/x/time", []string{"daemon/auth", "internal/pace"}, "clients are limited in one place, streams in another"},
 		{"github.com/getkin/kin-openapi", nil, "the description of the API is checked in tests, the daemon serves it as it is"},
+		{"github.com/prometheus/client_golang", []string{"daemon/metrics"}, "what is counted is named in one place"},
 		{"libvirt.org/go/libvirtxml", []string{"internal/libvirt"}, "domain XML is made in one place"},
 		{"gopkg.in/yaml.v3", []string{"internal/jobfile", "internal/config"}, "YAML is an input format, read strictly in one place each"},
 	}
@@ -99,6 +100,7 @@ func TestRooms(t *testing.T) {
 		"vsphere":               {[]string{"internal/problem"}, "it answers plain Go values"},
 		"daemon/auth":           {[]string{"internal/problem"}, "who a client is has nothing to do with routes and jobs"},
 		"daemon/roots":          {[]string{"internal/problem"}, "it judges paths"},
+		"daemon/metrics":        {[]string{"daemon/models"}, "it counts what it is told"},
 		"daemon/client":         {[]string{"daemon/models", "internal/problem"}, "h2kvmctl must stay small"},
 		"daemon/jobs":           {[]string{"daemon/models", "daemon/store", "internal/logging", "internal/pace", "internal/problem", "progress"}, "the queue knows neither vSphere nor SQL"},
 		"internal/boottest":     {nil, "it reads domain XML as QEMU's side does, not as the code that wrote it meant it"},

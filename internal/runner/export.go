@@ -47,6 +47,16 @@ const (
 type Bounds struct {
 	Pace       *pace.Job // streams and bandwidth
 	OutputRoot string    // the folder which the output folder must lie below
+	// Observe gives what counts the export's dealings with a host; nil is
+	// nobody.
+	Observe func(host string) Observer
+}
+
+// Observer counts what happens with a host over all exports. Its methods must
+// not wait.
+type Observer interface {
+	export.Observer
+	Renewed(err error) // a lease was renewed, or could not be
 }
 
 // Export exports the VM that def names through the session c and reports to
@@ -131,6 +141,9 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, bound
 		return models.Result{}, err
 	}
 	origin.domain, origin.host = domain, host
+	if bounds.Observe != nil {
+		origin.observer = bounds.Observe(host)
+	}
 	plan := export.Plan{
 		VM: identity, Hardware: hardware(origin.vm, origin.removed), State: origin.state(), Snapshot: origin.snapshot != "",
 		Folder: folder, Version: models.Version, Parallel: parallel,
@@ -142,6 +155,9 @@ func Export(ctx context.Context, c *vsphere.Client, def models.Definition, bound
 	}
 	if bounds.Pace != nil {
 		plan.Pace = bounds.Pace
+	}
+	if origin.observer != nil {
+		plan.Observer = origin.observer
 	}
 	if !is(def.Options.SkipSpaceCheck) {
 		plan.NeedBytes = origin.vm.Committed
@@ -257,6 +273,7 @@ type origin struct {
 	snapshotName string
 	domain       libvirt.Options
 	host         string // as limits know it
+	observer     Observer
 }
 
 // cleanUp removes the snapshot that a run which was killed has left, and gives
@@ -409,6 +426,9 @@ func (s *origin) OpenLease(ctx context.Context) (export.Lease, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if s.observer != nil {
+		l.OnRenew(s.observer.Renewed)
 	}
 	return &lease{l, s.host}, nil
 }

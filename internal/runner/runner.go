@@ -31,6 +31,9 @@ type Options struct {
 	// Named are the vCenters of the configuration.
 	Named  map[string]vsphere.Config
 	Logger *slog.Logger
+	// Observe gives what counts the dealings with a host of a vCenter, named as
+	// models.Definition.VCenterName does; nil is nobody.
+	Observe func(vcenter, host string) Observer
 }
 
 // Runner exports jobs and lists VMs. Jobs of one vCenter share its session;
@@ -71,13 +74,22 @@ func (r *Runner) Run(ctx context.Context, spec jobs.Spec, sink progress.Sink) (m
 			return models.Result{}, err
 		}
 		defer r.logout(ctx, client)
-		return Export(ctx, client, def, Bounds{spec.Pace, spec.OutputRoot}, sink)
+		return Export(ctx, client, def, r.bounds(spec), sink)
 	}
 	client, err := r.client(ctx, nameOf(def.VCenter))
 	if err != nil {
 		return models.Result{}, err
 	}
-	return Export(ctx, client, def, Bounds{spec.Pace, spec.OutputRoot}, sink)
+	return Export(ctx, client, def, r.bounds(spec), sink)
+}
+
+func (r *Runner) bounds(spec jobs.Spec) Bounds {
+	b := Bounds{Pace: spec.Pace, OutputRoot: spec.OutputRoot}
+	if r.opts.Observe != nil {
+		vcenter := spec.Definition.VCenterName()
+		b.Observe = func(host string) Observer { return r.opts.Observe(vcenter, host) }
+	}
+	return b
 }
 
 // ListVMs gives the VMs of the vCenter of that name, "" for the default one.

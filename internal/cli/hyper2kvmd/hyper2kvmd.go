@@ -17,6 +17,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon"
+	"github.com/hyper2kvm/hyper2kvm/daemon/metrics"
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
@@ -145,10 +146,12 @@ func (d *command) serve(ctx context.Context, cmd *cli.Command) (err error) {
 	log := slog.New(logging.New(d.io.Err, level, cfg.LogFormat))
 	// The audit log is complete whatever the level of the rest.
 	audit := slog.New(logging.New(d.io.Err, slog.LevelInfo, cfg.LogFormat))
+	counts := metrics.New()
 	jobs := &exchange{log: log, fresh: func(named map[string]vsphere.Config) worker {
 		return runner.New(runner.Options{
 			Default: func() (vsphere.Config, error) { return vsphere.ConfigFromEnv(d.io.Getenv) },
 			Named:   named, Logger: log,
+			Observe: func(vcenter, host string) runner.Observer { return counts.Host(vcenter, host) },
 		})
 	}}
 	jobs.use(named)
@@ -161,7 +164,7 @@ func (d *command) serve(ctx context.Context, cmd *cli.Command) (err error) {
 	return daemon.Run(ctx, daemon.Options{
 		Config: cfg, Runner: jobs, VMLister: jobs, Logger: log, Audit: audit,
 		Ready:  func(addr string) { d.welcome(addr, cfg) },
-		Reload: hangups, Notify: systemd.New(d.io.Getenv, log),
+		Reload: hangups, Notify: systemd.New(d.io.Getenv, log), Metrics: counts,
 		Load: func() (config.Config, func(), error) {
 			cfg, named, err := d.load(given)
 			return cfg, func() {
@@ -250,6 +253,7 @@ func (d *command) welcome(addr string, cfg config.Config) {
 		{"/limits/change", "POST", "changes them"},
 		{"/events", "GET", "what happens to all jobs"},
 		{"/vms", "GET", "virtual machines"},
+		{"/metrics", "GET", "counters for Prometheus"},
 		{"/openapi.yaml", "GET", "all of this, described for programs"},
 	})
 	d.io.Info("To use it: export H2KVMD_URL=%s", base)
