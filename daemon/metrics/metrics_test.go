@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"regexp"
@@ -67,7 +68,7 @@ func busy() *Metrics {
 func scrape(t *testing.T, m *Metrics, jobs Jobs, log *slog.Logger) string {
 	t.Helper()
 	w := httptest.NewRecorder()
-	m.Handler(jobs, log).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	m.Handler(jobs, log).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	if w.Code != 200 || !strings.HasPrefix(w.Header().Get("Content-Type"), "text/plain") {
 		t.Errorf("status %d, %v", w.Code, w.Header())
 	}
