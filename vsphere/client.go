@@ -98,7 +98,7 @@ func connect(ctx context.Context, cfg Config, log *slog.Logger, interval time.Du
 	c := &Client{trust: t, jar: cookies, address: hostPort(cfg.URL.Host, port), datacenter: cfg.Datacenter, leases: map[*Lease]struct{}{}, calls: map[*context.CancelFunc]struct{}{}}
 	c.soap = soap.NewClient(cfg.URL, cfg.Insecure)
 	c.soap.UserAgent = userAgent
-	c.soap.Transport = t.transport(c.address, nil)
+	c.soap.Transport = t.transport(c.address, pins(cfg.Thumbprint, ""))
 	c.soap.Jar = cookies
 	c.soap.CheckRedirect = noRedirect
 

@@ -33,6 +33,9 @@ type Config struct {
 	// writes it; several are separated by os.PathListSeparator. A file that
 	// does not exist is an empty one.
 	KnownHostsFile string
+	// Thumbprint is that of a certificate of the server itself, SHA-1 or
+	// SHA-256, which is trusted besides; empty for none.
+	Thumbprint string
 }
 
 // ConfigFromEnv reads the variables that govc reads: GOVC_URL (with or without

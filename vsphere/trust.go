@@ -29,7 +29,10 @@ import (
 type CertificateError struct {
 	Host         string // host:port
 	SHA1, SHA256 string // upper case hexadecimal with colons
-	Err          error  // why no authority vouches for it
+	// What the certificate says of itself, which proves nothing.
+	Subject, Issuer string
+	NotAfter        time.Time
+	Err             error // why no authority vouches for it
 }
 
 // Error names host and SHA-256 thumbprint.
@@ -209,7 +212,8 @@ func (t *trust) verify(addr string, chain []*x509.Certificate, pins []string) er
 	if t.insecure {
 		return nil
 	}
-	return &CertificateError{Host: addr, SHA1: colons(one), SHA256: colons(two56), Err: err}
+	return &CertificateError{Host: addr, SHA1: colons(one), SHA256: colons(two56), Err: err,
+		Subject: chain[0].Subject.String(), Issuer: chain[0].Issuer.String(), NotAfter: chain[0].NotAfter}
 }
 
 const (

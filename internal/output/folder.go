@@ -231,6 +231,22 @@ func (f *Folder) Dir() string { return f.dir }
 // Path is the absolute path of a file in the folder.
 func (f *Folder) Path(name string) string { return filepath.Join(f.dir, name) }
 
+// FreeAt is how many bytes this user may write to the file system that a folder
+// is on, or would be on: it need not exist yet. The error is a
+// problem.Failed.
+func FreeAt(dir string) (int64, error) {
+	for at := filepath.Clean(dir); ; at = filepath.Dir(at) {
+		var st unix.Statfs_t
+		err := unix.Statfs(at, &st)
+		if err == nil {
+			return int64(st.Bavail) * st.Bsize, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) || at == filepath.Dir(at) {
+			return 0, problem.New(problem.Failed, "ask for free space of "+at, err, "choose a folder that this user may write to")
+		}
+	}
+}
+
 // Free is how many bytes this user may still write to the folder's file
 // system.
 func (f *Folder) Free() (int64, error) {

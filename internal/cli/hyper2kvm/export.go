@@ -142,6 +142,8 @@ func (a *app) result(r models.Result) {
 	}
 	if r.DomainPath != "" {
 		a.io.Info("Define it on the KVM host: virsh define %s", quote(r.DomainPath))
+	} else {
+		a.io.Info("To make images for KVM of it: %s convert %s OUT", name, quote(r.OVFPath))
 	}
 	a.io.Info("Check it again at any time: %s verify %s", name, quote(r.OutputDir))
 }

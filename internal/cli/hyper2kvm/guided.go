@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
@@ -85,11 +87,13 @@ func (a *app) login(ctx context.Context, log *slog.Logger) (*vsphere.Client, err
 		}
 		given["GOVC_URL"] = server
 	}
+	thumbprint := "" // of a certificate that was agreed to
 	for try := 1; ; try++ {
 		cfg, err := vsphere.ConfigFromEnv(getenv)
 		if err != nil {
 			return nil, err
 		}
+		cfg.Thumbprint = thumbprint
 		if cfg.Username == "" {
 			if cfg.Username, err = a.io.Ask(ctx, "User", "administrator@vsphere.local"); err != nil {
 				return nil, err
@@ -105,9 +109,19 @@ func (a *app) login(ctx context.Context, log *slog.Logger) (*vsphere.Client, err
 				return nil, err
 			}
 		}
-		stop := a.io.Spin("Connecting to " + cfg.URL.Host)
-		client, err := vsphere.Connect(ctx, cfg, log)
-		stop()
+		client, err := a.connectTo(ctx, cfg, log)
+		if untrusted, ok := errors.AsType[*vsphere.CertificateError](err); ok && thumbprint == "" {
+			trusted, aerr := a.askTrust(ctx, untrusted)
+			if aerr != nil {
+				return nil, aerr
+			}
+			if !trusted {
+				return nil, err
+			}
+			thumbprint = untrusted.SHA256
+			cfg.Thumbprint = thumbprint
+			client, err = a.connectTo(ctx, cfg, log)
+		}
 		if err == nil {
 			a.io.Success("Connected to vSphere successfully!")
 			return client, nil
@@ -117,6 +131,30 @@ func (a *app) login(ctx context.Context, log *slog.Logger) (*vsphere.Client, err
 		}
 		exit.Report(ctx, a.io.Err, err)
 	}
+}
+
+func (a *app) connectTo(ctx context.Context, cfg vsphere.Config, log *slog.Logger) (*vsphere.Client, error) {
+	stop := a.io.Spin("Connecting to " + cfg.URL.Host)
+	defer stop()
+	return vsphere.Connect(ctx, cfg, log)
+}
+
+// askTrust shows a certificate that no authority vouches for, and asks whether
+// it is the right one. The answer holds for this run.
+func (a *app) askTrust(ctx context.Context, e *vsphere.CertificateError) (bool, error) {
+	a.io.Warn("Nobody vouches for the certificate of %s: %v", e.Host, e.Err)
+	a.io.Table([]string{"Certificate", ""}, [][]string{
+		{"Subject", e.Subject}, {"Issuer", e.Issuer}, {"Valid until", e.NotAfter.Local().Format(time.DateTime)},
+	})
+	// Not in the table: all of them is to be compared.
+	fmt.Fprintf(a.io.Out, "SHA-256 %s\n        %s\nSHA-1   %s\n", e.SHA256[:len(e.SHA256)/2+1], e.SHA256[len(e.SHA256)/2+1:], e.SHA1)
+	a.io.Info("Compare the thumbprint with what the server itself, or who runs it, says.")
+	ok, err := a.io.Confirm(ctx, "Trust this certificate for now?", false)
+	if err == nil && ok {
+		a.io.Info("To trust it from now on, add this line to the file named by GOVC_TLS_KNOWN_HOSTS:")
+		fmt.Fprintf(a.io.Out, "%s %s\n", e.Host, e.SHA1)
+	}
+	return ok, err
 }
 
 // choose lets VMs be chosen and gives their facts.
@@ -131,11 +169,7 @@ func (a *app) choose(ctx context.Context, client *vsphere.Client) ([]vsphere.VM,
 	if len(all) == 0 {
 		return nil, problem.New(problem.NotFound, "choose VMs", errors.New("this user sees none"), "check the user's permissions in vCenter")
 	}
-	options := make([]term.Option, len(all))
-	for i, vm := range all {
-		options[i] = term.Option{Text: vm.Path, Note: fmt.Sprintf("%-8s %9s", power(vm.PowerState, vm.Template), term.Size(vm.Committed))}
-	}
-	picked, err := a.io.Select(ctx, "VMs to export", options)
+	picked, err := a.io.Select(ctx, a.inventory(client, all))
 	if err != nil {
 		return nil, err
 	}
@@ -152,6 +186,90 @@ func (a *app) choose(ctx context.Context, client *vsphere.Client) ([]vsphere.VM,
 	}
 	a.overview(vms)
 	return vms, nil
+}
+
+// inventory is the list of VMs to choose from.
+func (a *app) inventory(client *vsphere.Client, all []vsphere.VMSummary) term.List {
+	l := term.List{
+		Question: "VMs to export", Head: []string{"Name", "Folder", "Power", "Guest OS", "Size"},
+		Hint: "type words, :on :off, >10G <1T",
+		Rows: make([][]string, len(all)),
+		Match: func(word string) (func(int) bool, bool) {
+			if state, ok := strings.CutPrefix(word, ":"); ok && state != "" {
+				return func(i int) bool { return strings.HasPrefix(power(all[i].PowerState, all[i].Template), state) }, true
+			}
+			if holds, ok := sizeCondition(word); ok {
+				return func(i int) bool { return holds(all[i].Committed) }, true
+			}
+			return nil, false
+		},
+		Sum: func(rows []int) string {
+			var size int64
+			for _, i := range rows {
+				size += all[i].Committed
+			}
+			return term.Size(size)
+		},
+		Detail: func(ctx context.Context, i int) ([]string, error) {
+			vm, err := client.InspectVM(ctx, all[i].MoRef)
+			if err != nil {
+				return nil, err
+			}
+			return details(vm), nil
+		},
+	}
+	for i, vm := range all {
+		folder, _ := path.Split(vm.Path)
+		l.Rows[i] = []string{vm.Name, strings.TrimSuffix(folder, "/"), power(vm.PowerState, vm.Template), vm.GuestOS, term.Size(vm.Committed)}
+	}
+	return l
+}
+
+// sizeCondition reads ">10G", "<=1.5T": sizes in powers of 1024, as they are
+// shown. While it is typed, a bare sign holds of everything.
+func sizeCondition(word string) (holds func(size int64) bool, ok bool) {
+	rest, less := strings.CutPrefix(word, "<")
+	if !less {
+		if rest, ok = strings.CutPrefix(word, ">"); !ok {
+			return nil, false
+		}
+	}
+	rest = strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(rest, "="), "b"), "i")
+	if rest == "" {
+		return func(int64) bool { return true }, true
+	}
+	factor := 1.0
+	if i := strings.IndexByte("kmgtp", rest[len(rest)-1]); i >= 0 {
+		factor, rest = float64(int64(1)<<(10*(i+1))), rest[:len(rest)-1]
+	}
+	n, err := strconv.ParseFloat(rest, 64)
+	if err != nil {
+		return nil, false
+	}
+	return func(size int64) bool {
+		if less {
+			return float64(size) <= n*factor
+		}
+		return float64(size) >= n*factor
+	}, true
+}
+
+// details are the lines of a VM's detail view.
+func details(vm vsphere.VM) []string {
+	lines := []string{vm.Path}
+	for _, row := range facts(vm) {
+		lines = append(lines, fmt.Sprintf("  %s %s", term.Pad(term.Clean(row[0]), 18), term.Clean(row[1])))
+	}
+	if len(vm.Blockers) == 0 {
+		return append(lines, "Nothing stands in the way of an export")
+	}
+	for _, b := range vm.Blockers {
+		lines = append(lines, "! "+term.Clean(b.What))
+		if b.Advice != "" {
+			lines = append(lines, "    "+term.Clean(b.Advice))
+		}
+	}
+	return lines
 }
 
 // overview shows what matters of the chosen VMs, and what stands in the way.
@@ -227,11 +345,14 @@ func (a *app) plan(ctx context.Context, vms []vsphere.VM) ([]models.Definition, 
 		}
 		options.RemoveCDROM = &remove
 	}
-	dirs, err := a.folders(ctx, fit)
+	dirs, err := a.folders(ctx, fit, &options)
 	if err != nil {
 		return nil, err
 	}
-	if err := a.askFormat(ctx, &options); err != nil {
+	if err := a.askFormat(ctx, fit, &options); err != nil {
+		return nil, err
+	}
+	if err := a.askOptions(ctx, &options); err != nil {
 		return nil, err
 	}
 	defs := make([]models.Definition, len(fit))
@@ -246,6 +367,7 @@ func (a *app) plan(ctx context.Context, vms []vsphere.VM) ([]models.Definition, 
 			defs[i].Options.Overwrite = &replace
 		}
 	}
+	a.lastLook(defs, options, fit)
 	ok, err := a.io.Confirm(ctx, fmt.Sprintf("Export %d VM(s) now?", len(defs)), true)
 	if err == nil && !ok {
 		return nil, nil
@@ -254,10 +376,19 @@ func (a *app) plan(ctx context.Context, vms []vsphere.VM) ([]models.Definition, 
 }
 
 // askFormat asks what the export shall leave.
-func (a *app) askFormat(ctx context.Context, o *models.Options) error {
+func (a *app) askFormat(ctx context.Context, vms []vsphere.VM, o *models.Options) error {
 	no, yes := false, true
 	format := models.QCOW2
 	o.Format, o.Compress = &format, &no
+	used, capacity := sizes(vms)
+	about := "up to " + term.Size(used)
+	a.io.Table([]string{"Format", "What it is", "Space"}, [][]string{
+		{"qcow2", "images for KVM, holes left out", about},
+		{"compressed", "qcow2 as compressed as the host sends it", "less"},
+		{"raw", "sparse images of " + term.Size(capacity) + " in all", about},
+		{"ovf", "a descriptor and compressed VMDK files", "less"},
+		{"ova", "the same in one file", "less"},
+	})
 	how, err := a.io.Choose(ctx, "Format: (q)cow2, (c)ompressed qcow2, (r)aw, (o)vf or ova? [q]",
 		[]string{"qcow2", "compressed", "raw", "ovf", "ova"}, 0)
 	if err != nil {
@@ -286,9 +417,123 @@ func (a *app) askFormat(ctx context.Context, o *models.Options) error {
 	return err
 }
 
+// sizes gives what VMs take on their datastores, and what their guests see.
+func sizes(vms []vsphere.VM) (used, capacity int64) {
+	for _, vm := range vms {
+		used += vm.Committed
+		for _, d := range vm.Disks {
+			capacity += d.Capacity
+		}
+	}
+	return used, capacity
+}
+
+// askOptions asks for what few want to change.
+func (a *app) askOptions(ctx context.Context, o *models.Options) error {
+	change, err := a.io.Confirm(ctx, "Change options (streams, bandwidth, checks, media)?", false)
+	if err != nil || !change {
+		return err
+	}
+	for {
+		text, err := a.io.Ask(ctx, fmt.Sprintf("Disks at a time, %d to %d", models.MinParallel, models.MaxParallel), "4")
+		if err != nil {
+			return err
+		}
+		n, err := strconv.Atoi(text)
+		if err == nil && n >= models.MinParallel && n <= models.MaxParallel {
+			o.ParallelDownloads = &n
+			break
+		}
+		a.io.Warn("%q is no number from %d to %d", text, models.MinParallel, models.MaxParallel)
+	}
+	for {
+		text, err := a.io.Ask(ctx, "Bandwidth, such as 50MB/s; 0 is no limit", "0")
+		if err != nil {
+			return err
+		}
+		rate, err := models.ParseBandwidth(text)
+		if err == nil && rate.Check() == "" {
+			o.Bandwidth = &rate
+			break
+		}
+		why := rate.Check()
+		if err != nil {
+			why = err.Error()
+		}
+		a.io.Warn("%q %s", text, why)
+	}
+	for _, q := range []struct {
+		question string
+		to       **bool
+		images   bool // only of use where disks become images
+	}{
+		{"Check every grain, also where the host's hash proves the disk?", &o.VerifyGrains, false},
+		{"Keep the host's VMDK streams beside the images?", &o.KeepVMDK, true},
+		{"Take attached ISO and floppy images, too?", &o.IncludeMedia, false},
+	} {
+		if q.images && *o.Format != models.QCOW2 && *o.Format != models.Raw {
+			continue
+		}
+		yes, err := a.io.Confirm(ctx, q.question, false)
+		if err != nil {
+			return err
+		}
+		*q.to = &yes
+	}
+	return nil
+}
+
+// lastLook shows all that was decided.
+func (a *app) lastLook(defs []models.Definition, o models.Options, vms []vsphere.VM) {
+	used, _ := sizes(vms)
+	format := string(*o.Format)
+	if *o.Compress {
+		format += ", compressed"
+	}
+	if o.Hardware != nil && *o.Hardware == models.VirtioHardware {
+		format += ", virtio devices"
+	}
+	lines := []string{
+		fmt.Sprintf("VMs:     %d, %s on the datastores", len(defs), term.Size(used)),
+		"Format:  " + format,
+	}
+	for i, d := range defs {
+		if i == 8 {
+			lines = append(lines, fmt.Sprintf("         and %d more", len(defs)-i))
+			break
+		}
+		note := ""
+		if d.Options.Overwrite != nil && *d.Options.Overwrite {
+			note = " (replaces the export there)"
+		}
+		lines = append(lines, "Into:    "+d.OutputPath+note)
+	}
+	var also []string
+	for text, on := range map[string]*bool{
+		"snapshot of running VMs": o.Snapshot, "running VMs are shut down and stay off": o.Shutdown, "CD-ROM drives are removed": o.RemoveCDROM,
+		"every grain is checked": o.VerifyGrains, "VMDK streams are kept": o.KeepVMDK, "media come, too": o.IncludeMedia, "space is not checked": o.SkipSpaceCheck,
+	} {
+		if on != nil && *on {
+			also = append(also, text)
+		}
+	}
+	if o.ParallelDownloads != nil && *o.ParallelDownloads != 4 {
+		also = append(also, fmt.Sprintf("%d disks at a time", *o.ParallelDownloads))
+	}
+	if o.Bandwidth != nil && *o.Bandwidth > 0 {
+		also = append(also, "at most "+term.Rate(int64(*o.Bandwidth)))
+	}
+	slices.Sort(also)
+	for _, text := range also {
+		lines = append(lines, "Also:    "+text)
+	}
+	a.io.Box("A last look", lines...)
+}
+
 // folders asks for the output folder, and gives one for each VM: several go
-// into folders below it.
-func (a *app) folders(ctx context.Context, vms []vsphere.VM) ([]string, error) {
+// into folders below it. Where there may be too little space it asks again, or
+// notes in o that this was seen.
+func (a *app) folders(ctx context.Context, vms []vsphere.VM, o *models.Options) ([]string, error) {
 	preset := "exports"
 	if len(vms) == 1 {
 		preset = filepath.Join(preset, output.Stem(vms[0].Name, vms[0].MoRef))
@@ -307,6 +552,23 @@ func (a *app) folders(ctx context.Context, vms []vsphere.VM) ([]string, error) {
 		if dir, err = filepath.Abs(dir); err != nil {
 			exit.Report(ctx, a.io.Err, err)
 			continue
+		}
+		free, err := output.FreeAt(dir)
+		if err != nil {
+			exit.Report(ctx, a.io.Err, err)
+			continue
+		}
+		used, _ := sizes(vms)
+		a.io.Info("%s free there, the disks hold up to %s", term.Size(free), term.Size(used))
+		if free < used {
+			enough, err := a.io.Confirm(ctx, "That may not do; compressed formats take less. Use it all the same?", false)
+			if err != nil {
+				return nil, err
+			}
+			if !enough {
+				continue
+			}
+			o.SkipSpaceCheck = &enough
 		}
 		if len(vms) == 1 {
 			return []string{dir}, nil

@@ -180,8 +180,13 @@ func TestGuided(t *testing.T) {
 	p.sees("Connected to vSphere successfully!", "Found 24 virtual machine(s)", "VMs to export: ")
 	// web01 and running01 by the filter, and one that cannot be exported.
 	p.types("web01\t\x15running01\t")
-	p.sees("VMs to export: running01", "2 marked")
-	p.types("\x15golden\t\r")
+	p.sees("VMs to export: running01", "2 marked: ")
+	// What there is to say of one, and back.
+	p.types("\x15uefi01\x1b[C")
+	p.sees("/DC0/vm/Production/uefi01", "Firmware", "UEFI", "Nothing stands in the way", "Left goes back")
+	p.types("\x1b[D")
+	p.sees("VMs to export: uefi01", "1 of 24")
+	p.types("\x15:template >0k golden\t\r")
 	p.sees("Chosen VMs", "running01", "golden is left out", "1 VM(s) run", "> ")
 	p.types("x\r")
 	p.sees("Answer with one of", "> ")
@@ -192,9 +197,24 @@ func TestGuided(t *testing.T) {
 	p.types("compressed\r")
 	p.sees("Devices: ", "> ")
 	p.types("\r")
+	p.sees("Change options", "> ")
+	p.types("y\r")
+	p.sees("Disks at a time, 1 to 16 [4]: ")
+	p.types("99\r")
+	p.sees("is no number from 1 to 16", "Disks at a time")
+	p.types("2\r")
+	p.sees("Bandwidth", "[0]: ")
+	p.types("50Mb/s\r")
+	p.sees("bits", "Bandwidth")
+	p.types("50MB/s\r")
+	for _, answer := range []string{"y", "n", "n"} {
+		p.sees("[y/N]")
+		p.types(answer + "\r")
+	}
+	p.sees("A last look", "qcow2, compressed", dir[:20], "2 disks at a time", "47.7 MiB/s", "every grain is checked", "snapshot of running VMs")
 	p.sees("Export 2 VM(s) now? [Y/n]: ")
 	p.types("\r")
-	p.sees("Exported 2 of 2 VM(s)")
+	p.sees("virsh define", "virsh define", "Exported 2 of 2 VM(s)")
 	p.ends(0)
 	for _, vm := range []string{"web01", "running01"} {
 		for _, file := range []string{"hyper2kvm.json", vm + "-disk-0.qcow2", vm + ".xml"} {
@@ -218,6 +238,7 @@ func TestGuidedInterrupted(t *testing.T) {
 		{"VMs to export: ", "web01\r"},
 		{"Output folder [", filepath.Join(t.TempDir(), "out") + "\r"},
 		{"Format: ", "ovf\r"},
+		{"Change options", "\r"},
 		{"Export 1 VM(s) now? [Y/n]: ", "\r"},
 	}
 	for last, step := range steps {
@@ -266,4 +287,90 @@ func TestGuidedInterrupted(t *testing.T) {
 		terminate()
 		p.ends(130)
 	})
+}
+
+// TestGuidedTrust: a certificate that nobody vouches for is shown, and asked
+// about once.
+func TestGuidedTrust(t *testing.T) {
+	l, env := guidedLab(t)
+	delete(env, "GOVC_TLS_CA_CERTS")
+	p := sit(t.Context(), t, env)
+	p.sees("Nobody vouches for the certificate of 127.0.0.1", "Subject", "Valid until", "SHA-256 ", "SHA-1", l.Thumbprint(), "Trust this certificate", "[y/N]: ")
+	p.types("y\r")
+	p.sees("GOVC_TLS_KNOWN_HOSTS", " "+l.Thumbprint(), "Connected to vSphere successfully!", "VMs to export: ")
+	p.types("\x03")
+	p.sees("Nothing was left running")
+	p.ends(130)
+
+	p = sit(t.Context(), t, env)
+	p.sees("Trust this certificate", "[y/N]: ")
+	p.types("\r")
+	p.sees("ERROR: connect to", "is not trusted")
+	p.ends(3)
+}
+
+// TestGuidedDumb: a terminal that cannot move its cursor is asked line by line,
+// and gets no escape.
+func TestGuidedDumb(t *testing.T) {
+	_, env := guidedLab(t)
+	dir := t.TempDir()
+	env["TERM"] = "dumb"
+	delete(env, "GOVC_PASSWORD")
+	p := sit(t.Context(), t, env)
+	p.sees("Password (not shown): ")
+	p.types(lab.DefaultPassword + "\n")
+	p.sees("Found 24 virtual machine(s)", "numbers such as 1 3-5")
+	p.types("production :off\n")
+	p.sees("   1  ", "numbers such as 1 3-5")
+	p.types("web01\n")
+	p.sees("   1  web01", "1 of 24", "numbers such as 1 3-5")
+	p.types("1\n")
+	p.sees("Output folder")
+	p.types(dir + "/out\n")
+	for _, answer := range []struct{ prompt, text string }{{"Format", "qcow2"}, {"Devices", ""}, {"Change options", ""}, {"Export 1 VM(s) now", ""}} {
+		p.sees(answer.prompt, ": ")
+		p.types(answer.text + "\n")
+	}
+	p.sees("Exported web01", "virsh define")
+	p.ends(0)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if strings.Contains(string(p.screen), "\x1b") || strings.Contains(string(p.screen), lab.DefaultPassword) {
+		t.Errorf("an escape or the password is on the screen:\n%q", p.screen)
+	}
+}
+
+// TestGuidedResize: the list is drawn anew when the terminal changes its size.
+func TestGuidedResize(t *testing.T) {
+	_, env := guidedLab(t)
+	p := sit(t.Context(), t, env)
+	p.sees("VMs to export: ", "24 of 24 shown")
+	for _, size := range []unix.Winsize{{Row: 12, Col: 50}, {Row: 50, Col: 200}, {Row: 24, Col: 80}} {
+		if err := unix.IoctlSetWinsize(int(p.master.Fd()), unix.TIOCSWINSZ, &size); err != nil {
+			t.Fatal(err)
+		}
+		p.sees("VMs to export: ", "24 of 24 shown")
+	}
+	p.types("\x03")
+	p.ends(130)
+}
+
+func TestSizeCondition(t *testing.T) {
+	for word, want := range map[string][3]bool{ // of 5 GiB, 10 GiB, 2 TiB
+		">10g": {false, true, true}, "<10g": {true, true, false}, ">=1.5t": {false, false, true}, "<9gib": {true, false, false}, ">": {true, true, true}, ">1": {true, true, true},
+	} {
+		holds, ok := sizeCondition(word)
+		if !ok {
+			t.Errorf("%s is no condition", word)
+			continue
+		}
+		if got := [3]bool{holds(5 << 30), holds(10 << 30), holds(2 << 40)}; got != want {
+			t.Errorf("%s: %v", word, got)
+		}
+	}
+	for _, word := range []string{"10g", "web", ">g10", ">1x", ">-"} {
+		if _, ok := sizeCondition(word); ok {
+			t.Errorf("%s is a condition", word)
+		}
+	}
 }

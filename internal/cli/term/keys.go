@@ -28,7 +28,10 @@ const (
 	keyHome
 	keyEnd
 	keyDelete
+	keyLeft
+	keyRight
 	keyEscape
+	keyResize // no key: the terminal has another size
 	keyUnknown
 )
 
@@ -50,6 +53,7 @@ const (
 var sequences = map[string]key{
 	"[A": keyUp, "OA": keyUp, "[B": keyDown, "OB": keyDown, "[5~": keyPageUp, "[6~": keyPageDown,
 	"[H": keyHome, "OH": keyHome, "[1~": keyHome, "[F": keyEnd, "OF": keyEnd, "[4~": keyEnd, "[3~": keyDelete,
+	"[C": keyRight, "OC": keyRight, "[D": keyLeft, "OD": keyLeft,
 }
 
 // keyboard reads keys from a terminal in raw mode. It belongs to one
@@ -58,6 +62,8 @@ type keyboard struct {
 	file *os.File
 	old  *term.State
 	buf  []byte
+	size func() [2]int
+	last [2]int // size when a key was last given
 }
 
 // pollMillis is how long one wait for a key lasts: so soon the end of a
@@ -74,7 +80,8 @@ func (s IO) openKeyboard() (*keyboard, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read keys: %w", err)
 	}
-	return &keyboard{file: f, old: old}, nil
+	size := func() [2]int { return [2]int{s.Width(), s.Height()} }
+	return &keyboard{file: f, old: old, size: size, last: size()}, nil
 }
 
 func (k *keyboard) close() error {
@@ -84,7 +91,8 @@ func (k *keyboard) close() error {
 	return nil
 }
 
-// next waits for a key. It fails when ctx ends or the terminal is gone.
+// next waits for a key, or for another size of the terminal. It fails when ctx
+// ends or the terminal is gone.
 func (k *keyboard) next(ctx context.Context) (key, error) {
 	quiet := false
 	for {
@@ -102,6 +110,10 @@ func (k *keyboard) next(ctx context.Context) (key, error) {
 		}
 		quiet = n == 0 && err == nil
 		if n <= 0 {
+			if now := k.size(); now != k.last {
+				k.last = now
+				return keyResize, nil
+			}
 			continue
 		}
 		// Byte by byte, so that what is typed ahead is there for the next prompt.

@@ -45,10 +45,11 @@ func (s IO) Styled() bool {
 func (s IO) Terminal() bool { return isTerminal(s.Out) }
 
 // Interactive reports whether a person can be asked: both standard input and
-// output are a terminal that can move its cursor.
-func (s IO) Interactive() bool {
-	return isTerminal(s.In) && isTerminal(s.Out) && s.Getenv("TERM") != "dumb"
-}
+// output are a terminal.
+func (s IO) Interactive() bool { return isTerminal(s.In) && isTerminal(s.Out) }
+
+// dumb reports whether the terminal cannot move its cursor.
+func (s IO) dumb() bool { return s.Getenv("TERM") == "dumb" }
 
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)
@@ -161,7 +162,9 @@ func (s IO) Table(head []string, rows [][]string, limits ...int) {
 		}
 		all[r] = cells
 	}
-	s.fit(widths)
+	if most := s.TableWidth(); most > 0 {
+		fit(widths, 3, most-1)
+	}
 	for _, row := range all {
 		for i := range row {
 			row[i] = shortenCell(row[i], widths[i])
@@ -204,16 +207,12 @@ func (s IO) TableWidth() int {
 // minColumn is the least width to which a column is made narrower.
 const minColumn = 8
 
-// fit makes the widest columns of a table narrower until it is not wider than
-// the terminal, as far as that can be.
-func (s IO) fit(widths []int) {
-	most := s.TableWidth()
-	if most == 0 {
-		return
-	}
-	total := 1
+// fit makes the widest of columns narrower, gap apart, until they are not wider
+// than most, as far as that can be.
+func fit(widths []int, gap, most int) {
+	total := 0
 	for _, w := range widths {
-		total += w + 3
+		total += w + gap
 	}
 	for ; total > most; total-- {
 		widest := 0
