@@ -79,10 +79,18 @@ func (a *app) remoteValues(ctx context.Context, cmd *cli.Command, flag string) [
 		return nil
 	}
 	for _, j := range jobs.Jobs {
-		if cmd.Name == "cancel" && j.Status.Final() {
-			continue
+		fits := true
+		switch cmd.Name {
+		case "cancel":
+			fits = !j.Status.Final()
+		case "retry":
+			fits = j.Status == models.Failed || j.Status == models.Cancelled
+		case "limits":
+			fits = j.Status == models.Running
 		}
-		values = append(values, j.ID)
+		if fits {
+			values = append(values, j.ID)
+		}
 	}
 	return values
 }
