@@ -18,20 +18,19 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/jobfile/strict"
 	"github.com/hyper2kvm/hyper2kvm/internal/logging"
+	"github.com/hyper2kvm/hyper2kvm/internal/pace"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 )
 
 // Defaults of the settings.
 const (
 	// DefaultFile is read when it exists and no other is named.
-	DefaultFile       = "/etc/hyper2kvm/hyper2kvmd.yaml"
-	DefaultAddr       = "localhost:8080"
-	DefaultMaxRunning = 4
-	MaxRunningLimit   = models.MaxRunningJobs
-	DefaultLogLevel   = "info"
-	// DefaultStreamsPerHost leaves an ESXi host, which gives about 48 streams in
-	// all, room for others; it is not faster with more.
-	DefaultStreamsPerHost = 8
+	DefaultFile           = "/etc/hyper2kvm/hyper2kvmd.yaml"
+	DefaultAddr           = "localhost:8080"
+	DefaultMaxRunning     = 4
+	MaxRunningLimit       = models.MaxRunningJobs
+	DefaultLogLevel       = "info"
+	DefaultStreamsPerHost = pace.DefaultStreamsPerHost
 	// DefaultPerSecond and DefaultBurst are far above what a person, a script
 	// that waits for jobs, or a dashboard asks for.
 	DefaultPerSecond = 100

@@ -102,7 +102,8 @@ func (a *app) exportOne(ctx context.Context, client *vsphere.Client, def models.
 	if b := def.Options.Bandwidth; b != nil {
 		bandwidth = int64(*b)
 	}
-	bounds := runner.Bounds{Pace: pace.New(pace.Default()).Job(bandwidth)}
+	// Its streams are bounded by -parallel alone: there is nobody beside it.
+	bounds := runner.Bounds{Pace: pace.New(pace.Settings{}).Job(bandwidth)}
 	result, err := runner.Export(ctx, client, def, bounds, bars.Sink(title))
 	bars.Clear()
 	return result, err
