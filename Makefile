@@ -3,9 +3,6 @@ GO        ?= go
 GOFLAGS   ?= -trimpath
 PYTHON    ?= python3
 BINARIES  := hyper2kvm hyper2kvmd h2kvmctl
-VERSION   := 1.0.0
-# Packages are the same whenever they are built of one commit.
-EPOCH     := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 NFPM      := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.0
 LINTER    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 FUZZTIME  ?= 20s
@@ -60,22 +57,7 @@ demo: build ## export a batch from the lab through the daemon and prove it
 	./demo/run
 
 packages: $(TOOLS)/nfpm ## build the deb and rpm packages into build/packages/
-	@rm -rf build/packages && mkdir -p $(addprefix build/packages/share/,bash zsh fish)
-	CGO_ENABLED=0 $(GO) build $(GOFLAGS) -ldflags '-s -w' -o build/packages/bin/ $(addprefix ./cmd/,$(BINARIES))
-	SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run ./internal/cli/man/cmd/h2kvm-man build/packages/man
-	@for page in build/packages/man/*; do \
-	  mkdir -p build/packages/share/man$${page##*.} && \
-	  gzip -9n < $$page > build/packages/share/man$${page##*.}/$${page##*/}.gz || exit 1; \
-	done
-	@for b in hyper2kvm h2kvmctl; do \
-	  build/packages/bin/$$b completion bash > build/packages/share/bash/$$b && \
-	  build/packages/bin/$$b completion zsh > build/packages/share/zsh/_$$b && \
-	  build/packages/bin/$$b completion fish > build/packages/share/fish/$$b.fish || exit 1; \
-	done
-	@for packager in deb rpm; do \
-	  VERSION=$(VERSION) ARCH=$$($(GO) env GOARCH) SOURCE_DATE_EPOCH=$(EPOCH) \
-	    $(TOOLS)/nfpm package -f packaging/nfpm.yaml -p $$packager -t build/packages/ || exit 1; \
-	done
+	GO="$(GO)" packaging/build $(TOOLS)/nfpm
 
 $(TOOLS)/nfpm:
 	@mkdir -p $(TOOLS)

@@ -65,6 +65,8 @@ func (d *command) root() *cli.Command {
 			"what does not is said in the log.\n" +
 			"SIGINT and SIGTERM stop it: running jobs give their leases back, and continue at the next start.",
 		Writer: d.io.Out, ErrWriter: d.io.Err, Reader: d.io.In,
+		EnableShellCompletion:           true,
+		ConfigureShellCompletionCommand: configureCompletion,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "addr", OnlyOnce: true, Local: true, Usage: "listen on `HOST:PORT` (env H2KVMD_ADDR; default " + config.DefaultAddr + ")"},
 			&cli.StringFlag{Name: "unix-socket", OnlyOnce: true, Local: true, Usage: "listen on the unix socket `FILE`, too; its permissions rule who may use it (env H2KVMD_UNIX_SOCKET)"},
