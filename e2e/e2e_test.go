@@ -295,9 +295,10 @@ func TestInterruptAndContinue(t *testing.T) {
 			args := []string{"export", "-vm", two, "-output", dir}
 			p := start(t, environment(l), "hyper2kvm", args...)
 			waitFor(t, func() bool {
-				_, err := os.Stat(filepath.Join(dir, "two-disk-1.vmdk"))
-				info, err2 := os.Stat(filepath.Join(dir, "two-disk-0.vmdk.partial"))
-				return err == nil && err2 == nil && info.Size() >= 3*mib
+				// It has its name before it is on record, and is on record when this is said.
+				whole := strings.Contains(p.stderr.String(), "file is whole | file=two-disk-1.vmdk")
+				info, err := os.Stat(filepath.Join(dir, "two-disk-0.vmdk.partial"))
+				return whole && err == nil && info.Size() >= 3*mib
 			})
 			begun := time.Now()
 			if err := p.cmd.Process.Signal(tc.signal); err != nil {
