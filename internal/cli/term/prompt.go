@@ -84,11 +84,6 @@ func (s IO) line(ctx context.Context, question string, secret bool) (string, err
 	if s.dumb() {
 		return s.dumbLine(ctx, question, secret)
 	}
-	if width := runewidth.StringWidth(question); width > s.Width()*2/3 {
-		// A line that wraps could not be drawn again in place.
-		fmt.Fprintln(s.Out, strings.Join(wrap(strings.TrimSpace(question), s.Width()-1), "\n"))
-		question = "> "
-	}
 	var text []rune
 	show := func() {
 		shown := string(text)
@@ -103,6 +98,11 @@ func (s IO) line(ctx context.Context, question string, secret bool) (string, err
 	}
 	err := s.withKeys(func(k *keyboard) error {
 		defer fmt.Fprint(s.Out, "\r\n")
+		if runewidth.StringWidth(question) > s.Width()*2/3 {
+			// A line that wraps could not be drawn again in place.
+			fmt.Fprint(s.Out, strings.Join(wrap(strings.TrimSpace(question), s.Width()-1), "\r\n"), "\r\n")
+			question = "> "
+		}
 		for {
 			show()
 			got, err := k.next(ctx)
