@@ -23,8 +23,10 @@ test: build ## run all tests (needs qemu-img, qemu-system-x86_64, groff and pyth
 	$(GO) test ./...
 	cd python && H2KVM_BUILD="$(CURDIR)/build" PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m unittest discover -s tests -t .
 
+# -short makes the longest tests smaller, which `make test` runs whole: more
+# of the same bytes shows no other race.
 race: ## run all tests under the race detector
-	$(GO) test -race ./...
+	$(GO) test -race -short ./...
 
 lint: $(TOOLS)/golangci-lint ## vet, format and lint
 	$(TOOLS)/golangci-lint run ./...
@@ -48,7 +50,7 @@ fuzz: ## run every fuzz test for FUZZTIME (default 20s) each
 	done
 
 e2e: build ## drive the built binaries against the lab as a user would
-	$(GO) test -count=1 -tags e2e ./e2e/...
+	$(GO) test -count=1 -parallel 6 -tags e2e ./e2e/...
 
 lab: ## serve a vCenter to try things on; prints the environment to use
 	$(GO) run ./internal/lab/cmd/h2kvm-lab

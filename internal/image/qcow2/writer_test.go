@@ -59,7 +59,11 @@ func TestForQemu(t *testing.T) {
 			t.Parallel()
 			raw := d.Raw(t)
 			streams := map[string][]byte{}
-			for _, level := range []int{0, 1, 9} {
+			levels := []int{0, 1, 9}
+			if testing.Short() {
+				levels = levels[1:2]
+			}
+			for _, level := range levels {
 				streams[fmt.Sprintf("level %d", level)] = encode(t, d, level)
 			}
 			var err error
@@ -198,7 +202,11 @@ func finish(t testing.TB, w *Writer) {
 // TestRandomExtents writes extents of any place, size and kind.
 func TestRandomExtents(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(12) {
+	seeds := uint64(12)
+	if testing.Short() {
+		seeds = 4
+	}
+	for seed := range seeds {
 		for mode, opts := range modes {
 			m := new(memory)
 			d := randomExtents(t, seed, m, opts)
@@ -363,7 +371,11 @@ func TestOrder(t *testing.T) {
 // goroutines there are.
 func TestDeterministic(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(4) {
+	seeds := uint64(4)
+	if testing.Short() {
+		seeds = 2
+	}
+	for seed := range seeds {
 		for mode, opts := range modes {
 			var first []byte
 			for workers := 1; workers < 4; workers++ {
@@ -399,7 +411,10 @@ func (f forgetful) WriteAt(b []byte, off int64) (int, error) {
 // TestManyClusters fills several blocks of reference counts.
 func TestManyClusters(t *testing.T) {
 	t.Parallel()
-	const capacity = 5 * gib
+	capacity := int64(5 * gib)
+	if testing.Short() {
+		capacity = gib
+	}
 	random := qemutest.Random(1, ClusterSize)
 	text := slices.Concat(random[100:ClusterSize/2+100], qemutest.Text(1, ClusterSize/2))
 	packedText, packedRandom := deflated(t, text, 1), deflated(t, random, 1)
@@ -420,7 +435,7 @@ func TestManyClusters(t *testing.T) {
 		}
 		w := newTest(t, forgetful{f, [][]byte{random[:16], packedText[2:18]}}, capacity, Options{Compress: true})
 		most := 0
-		for i := range capacity / ClusterSize {
+		for i := range int(capacity / ClusterSize) {
 			e := pick(i)
 			e.Start, e.Length = int64(i)*ClusterSize, ClusterSize
 			if name == "by turns" && i%7 == 0 {

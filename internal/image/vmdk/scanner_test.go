@@ -232,7 +232,11 @@ func TestEveryFlip(t *testing.T) {
 	}
 	contents := inflateAll(t, stream)
 	scanned, inflated, same, passed := 0, 0, 0, 0
-	for at := range int64(len(stream)) {
+	step := int64(1)
+	if testing.Short() {
+		step = 7
+	}
+	for at := int64(0); at < int64(len(stream)); at += step {
 		masks := []byte{0x01, 0x80, 0xff}
 		switch {
 		case at >= SectorSize && at < defaultOverhead*SectorSize && at%61 != 0:
