@@ -142,11 +142,11 @@ func (a *app) result(r models.Result) {
 		a.io.Info("Note: %s", n)
 	}
 	if r.DomainPath != "" {
-		a.io.Info("Define it on the KVM host: virsh define %s", quote(r.DomainPath))
+		a.io.Next("Define it on the KVM host", "virsh define "+quote(r.DomainPath))
 	} else {
-		a.io.Info("To make images for KVM of it: %s convert %s OUT", name, quote(r.OVFPath))
+		a.io.Next("To make images for KVM of it", fmt.Sprintf("%s convert %s OUT", name, quote(r.OVFPath)))
 	}
-	a.io.Info("Check it again at any time: %s verify %s", name, quote(r.OutputDir))
+	a.io.Next("Check it again at any time", fmt.Sprintf("%s verify %s", name, quote(r.OutputDir)))
 }
 
 // quote gives a path as a shell takes it.

@@ -228,6 +228,11 @@ func TestGuided(t *testing.T) {
 	if strings.Contains(string(p.screen), lab.DefaultPassword) {
 		t.Error("the password is on the screen")
 	}
+	for _, vm := range []string{"web01", "running01"} {
+		if command := "virsh define " + filepath.Join(dir, vm, vm+".xml"); !strings.Contains(string(p.screen), command+"\r\n") {
+			t.Errorf("%q cannot be copied from the screen:\n%s", command, p.screen)
+		}
+	}
 }
 
 // TestGuidedInterrupted presses Ctrl-C at each step.

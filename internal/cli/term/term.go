@@ -84,12 +84,13 @@ func (s IO) badge(style, label, format string, args []any) {
 	s.plainBadge(style, label, text)
 }
 
+const badgeIndent = 10 // the label and what is around it
+
 func (s IO) styledBadge(style, label, text string) {
-	const indent = 10 // the label and what is around it
-	lines := wrap(Clean(text), s.Width()-indent)
+	lines := wrap(Clean(text), s.Width()-badgeIndent)
 	fmt.Fprintf(s.Out, "%s %-7s %s %s\n", style, label, reset, lines[0])
 	for _, l := range lines[1:] {
-		fmt.Fprintf(s.Out, "%*s%s\n", indent, "", l)
+		fmt.Fprintf(s.Out, "%*s%s\n", badgeIndent, "", l)
 	}
 }
 
@@ -126,6 +127,18 @@ func (s IO) Success(format string, args ...any) { s.badge(green, "SUCCESS", form
 
 // Info says something worth knowing.
 func (s IO) Info(format string, args ...any) { s.badge(cyan, "INFO", format, args) }
+
+// Next says what a command is for and gives it. On a terminal that is too
+// narrow for both, the command has lines of its own that only the terminal
+// breaks, so that it can be copied.
+func (s IO) Next(what, command string) {
+	if s.Styled() && runewidth.StringWidth(what+": "+command) > s.Width()-badgeIndent {
+		s.Info("%s:", what)
+		fmt.Fprintln(s.Out, Clean(command))
+		return
+	}
+	s.Info("%s: %s", what, command)
+}
 
 // Warn says something to look at.
 func (s IO) Warn(format string, args ...any) { s.badge(yellow, "WARNING", format, args) }
