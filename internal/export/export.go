@@ -220,8 +220,11 @@ func Run(ctx context.Context, origin Origin, plan Plan, tracker *progress.Tracke
 		return Result{}, err
 	}
 	advice := ""
-	if kept {
+	switch {
+	case kept:
 		advice = "finished and partial files are kept in " + plan.Folder.Dir() + "; the same export run again continues with them"
+	case cancelled:
+		advice = "no file was finished, and nothing is left in " + plan.Folder.Dir() + "; the same export run again begins anew"
 	}
 	return Result{}, problem.New(kind, what, err, advice)
 }

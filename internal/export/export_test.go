@@ -598,6 +598,9 @@ func interrupt(t *testing.T, h *host, dir string, how Plan) {
 	if !errors.Is(err, enough) || problem.KindOf(err) != problem.Cancelled {
 		t.Fatalf("error %v", err)
 	}
+	if !strings.Contains(err.Error(), "kept in "+dir) {
+		t.Errorf("it does not say what is left: %v", err)
+	}
 	if took := time.Since(start); took > time.Second {
 		t.Errorf("it took %v to stop", took)
 	}
@@ -625,6 +628,28 @@ func interrupt(t *testing.T, h *host, dir string, how Plan) {
 	}
 	if size("web-disk-1."+map[bool]string{true: string(how.Format), false: "vmdk"}[how.converts()]) < 0 {
 		t.Error("the finished disk is lost")
+	}
+}
+
+// TestInterruptedWithNothing: half an image is of no use to a second run, so
+// it is not promised one.
+func TestInterruptedWithNothing(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "out")
+	synctest.Test(t, func(t *testing.T) {
+		stuck := make(chan struct{})
+		h := &host{disks: [][]byte{disk(t, 2*mib, 1)}, faults: map[int][]fault{0: {{cut: mib, wait: stuck}}}}
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			<-stuck
+			cancel()
+		}()
+		_, _, err := runExport(ctx, t, h, dir, "s", Plan{Format: QCOW2})
+		if problem.KindOf(err) != problem.Cancelled || !strings.Contains(err.Error(), "nothing is left in "+dir) {
+			t.Errorf("error %v", err)
+		}
+	})
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("there is something: %v", err)
 	}
 }
 

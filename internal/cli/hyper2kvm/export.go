@@ -91,7 +91,7 @@ func definition(cmd *cli.Command) (models.Definition, error) {
 func (a *app) exportOne(ctx context.Context, client *vsphere.Client, def models.Definition, bars *term.Bars) (models.Result, error) {
 	// Said at once: giving a lease back can take some seconds.
 	stop := context.AfterFunc(ctx, func() {
-		bars.Say(slog.LevelWarn, "stopping: the lease is given back, what can be continued is kept in "+def.OutputPath)
+		bars.Say(slog.LevelWarn, "stopping: the lease of "+def.VMPath+" is given back")
 	})
 	defer stop()
 	title := def.Name

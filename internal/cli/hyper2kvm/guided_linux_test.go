@@ -281,7 +281,7 @@ func TestGuidedInterrupted(t *testing.T) {
 		}
 		p.sees("web01-disk-0.vmdk", "left")
 		interrupt()
-		p.sees("stopping: ", "kept in")
+		p.sees("stopping: ", "ERROR: export VM", "the same export")
 		p.ends(130)
 	})
 	t.Run("terminated at a prompt", func(t *testing.T) {
