@@ -242,6 +242,45 @@ func TestExportTrust(t *testing.T) {
 	}
 }
 
+// TestThumbprint: a server that no authority vouches for is accepted by its
+// certificate's thumbprint, and by no other.
+func TestThumbprint(t *testing.T) {
+	server, _ := start(t, lab.Options{})
+	env := server.Env()
+	delete(env, "GOVC_TLS_CA_CERTS")
+	cfg, err := ConfigFromEnv(func(k string) string { return env[k] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		thumbprint string
+		trusted    bool
+	}{
+		"none":          {"", false},
+		"the host's":    {server.HostThumbprint(), false},
+		"no thumbprint": {"trust me", false},
+		"its own":       {server.Thumbprint(), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := cfg
+			cfg.Thumbprint = tc.thumbprint
+			c, err := Connect(within(t, time.Minute), cfg, nil)
+			if tc.trusted {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Close(context.Background()); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if ce, ok := errors.AsType[*CertificateError](err); !ok || ce.SHA1 != server.Thumbprint() {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
 func TestExportSnapshotOfRunningVM(t *testing.T) {
 	server, c := start(t, lab.Options{})
 	ctx := within(t, time.Minute)
