@@ -20,6 +20,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/internal/image/qemutest"
 	"github.com/hyper2kvm/hyper2kvm/internal/image/raw"
 	"github.com/hyper2kvm/hyper2kvm/internal/image/vmdk"
+	"github.com/hyper2kvm/hyper2kvm/internal/image/vmdktest"
 	"github.com/hyper2kvm/hyper2kvm/internal/libvirt"
 )
 
@@ -45,17 +46,6 @@ var formats = []struct {
 	}},
 }
 
-// content makes a disk something vmdk.Encode takes.
-type content struct{ *qemutest.Disk }
-
-func (c content) Extents() []vmdk.Range {
-	var out []vmdk.Range
-	for _, p := range c.Pieces {
-		out = append(out, vmdk.Range{Off: p.Off, Len: int64(len(p.Data))})
-	}
-	return out
-}
-
 // convert sends a disk that writes text when it boots through a VMDK stream
 // into each format.
 func convert(t *testing.T) []converted {
@@ -76,7 +66,7 @@ func convert(t *testing.T) []converted {
 			{Off: 20<<20 - 1000, Data: qemutest.Random(uint64(i), 100000)},
 		}}
 		var stream bytes.Buffer
-		if err := vmdk.Encode(&stream, content{disk}, vmdk.EncodeOptions{}); err != nil {
+		if err := vmdk.Encode(&stream, vmdktest.Content(disk), vmdk.EncodeOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		f, err := os.Create(c.path)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/hyper2kvm/hyper2kvm/internal/image/qemutest"
 	"github.com/hyper2kvm/hyper2kvm/internal/image/vmdk"
+	"github.com/hyper2kvm/hyper2kvm/internal/image/vmdktest"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 	"github.com/hyper2kvm/hyper2kvm/progress"
 )
@@ -25,30 +26,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const mib = 1 << 20
 
-// content makes a disk something vmdk.Encode takes.
-type content struct{ *qemutest.Disk }
-
-func (c content) Extents() []vmdk.Range {
-	var out []vmdk.Range
-	for _, p := range c.Pieces {
-		out = append(out, vmdk.Range{Off: p.Off, Len: int64(len(p.Data))})
-	}
-	return out
-}
-
 func testDisk(seed uint64) *qemutest.Disk {
 	return &qemutest.Disk{Capacity: 40*mib + 512*3, Pieces: []qemutest.Piece{
 		{Off: 0, Data: qemutest.Mixed(seed, 3*mib)}, {Off: 30 * mib, Data: qemutest.Text(seed, 100_000)}, {Off: 40*mib + 512, Data: qemutest.Random(seed, 1024)},
 	}}
-}
-
-func stream(t *testing.T, d *qemutest.Disk) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	if err := vmdk.Encode(&b, content{d}, vmdk.EncodeOptions{Level: 1}); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
 }
 
 func write(t *testing.T, dir, name string, data []byte) string {
@@ -114,7 +95,7 @@ func ova(t *testing.T, files ...file) []byte {
 func TestSingle(t *testing.T) {
 	d := testDisk(1)
 	want := d.Raw(t)
-	inputs := map[string]string{"ours": write(t, t.TempDir(), "disk.vmdk", stream(t, d))}
+	inputs := map[string]string{"ours": write(t, t.TempDir(), "disk.vmdk", vmdktest.Stream(t, d, 1))}
 	for _, form := range []string{"streamOptimized", "monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"} {
 		inputs[form] = qemutest.Convert(t, "raw", want, "vmdk", "-o", "subformat="+form)
 	}
@@ -153,7 +134,7 @@ func TestSingle(t *testing.T) {
 // TestPackages converts OVF folders and OVAs, good and bad.
 func TestPackages(t *testing.T) {
 	a, b := testDisk(1), testDisk(2)
-	sa, sb := stream(t, a), stream(t, b)
+	sa, sb := vmdktest.Stream(t, a, 1), vmdktest.Stream(t, b, 1)
 	desc := descriptor("vm-disk-0.vmdk", "vm-disk-1.vmdk")
 	good := map[string][]byte{"vm.ovf": desc, "vm-disk-0.vmdk": sa, "vm-disk-1.vmdk": sb}
 	damaged := bytes.Clone(sb)
@@ -215,7 +196,7 @@ func TestPackages(t *testing.T) {
 
 // TestArchiveTables: an OVA whose table lies.
 func TestArchiveTables(t *testing.T) {
-	whole := ova(t, file{"vm.ovf", descriptor("a.vmdk")}, file{"a.vmdk", stream(t, testDisk(1))})
+	whole := ova(t, file{"vm.ovf", descriptor("a.vmdk")}, file{"a.vmdk", vmdktest.Stream(t, testDisk(1), 1)})
 	for name, data := range map[string][]byte{
 		"cut":       whole[:len(whole)/2],
 		"twice":     ova(t, file{"vm.ovf", descriptor("a.vmdk")}, file{"a.vmdk", nil}, file{"a.vmdk", nil}),
@@ -232,7 +213,7 @@ func TestArchiveTables(t *testing.T) {
 // TestOutputs: nothing is overwritten unasked, and a damaged grain is named.
 func TestOutputs(t *testing.T) {
 	dir := t.TempDir()
-	s := stream(t, testDisk(1))
+	s := vmdktest.Stream(t, testDisk(1), 1)
 	in := write(t, dir, "disk.vmdk", s)
 	there := write(t, dir, "there.raw", []byte("precious"))
 	if _, err := run(t, in, there, Options{Format: Raw}); problem.KindOf(err) != problem.Conflict || !strings.Contains(err.Error(), "there already") {
@@ -287,7 +268,7 @@ func TestLockedOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := write(t, dir, "disk.vmdk", stream(t, testDisk(1)))
+	in := write(t, dir, "disk.vmdk", vmdktest.Stream(t, testDisk(1), 1))
 	if _, err := run(t, in, filepath.Join(dir, "disk.raw"), Options{Format: Raw}); problem.KindOf(err) != problem.Conflict {
 		t.Errorf("error %v", err)
 	}

@@ -20,19 +20,6 @@ const grain = 64 << 10
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func deflated(t testing.TB, data []byte) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	z := zlib.NewWriter(&b)
-	if _, err := z.Write(data); err != nil {
-		t.Fatal(err)
-	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
 // memory is an output that counts its writes. It waits for gate, if there is
 // one, before each.
 type memory struct {
@@ -65,7 +52,7 @@ func TestTasks(t *testing.T) {
 		p := New(t.Context(), m, Options{Workers: 2, WriteZeros: writeZeros})
 		defer p.Close()
 		text, noise := qemutest.Text(1, grain), qemutest.Random(1, 3*grain)
-		packed := deflated(t, text)
+		packed := qemutest.Deflated(t, text, zlib.DefaultCompression)
 		stream, sum, err := inflate.Unwrap(packed)
 		if err != nil {
 			t.Fatal(err)
@@ -78,9 +65,9 @@ func TestTasks(t *testing.T) {
 		}{
 			{Piece{Task: Store, At: 0, Extent: at(0)}, noise},
 			{Piece{Task: Inflate, At: 3 * grain, Extent: at(3)}, packed},
-			{Piece{Task: Inflate, At: 4 * grain, Extent: at(4)}, deflated(t, make([]byte, grain))},
+			{Piece{Task: Inflate, At: 4 * grain, Extent: at(4)}, qemutest.Deflated(t, make([]byte, grain), zlib.DefaultCompression)},
 			{Piece{Task: Verify, At: 5 * grain, Extent: at(5), Adler: sum}, stream},
-			{Piece{Task: Inflate, At: 6 * grain, Extent: short, Padded: true}, deflated(t, append(bytes.Clone(text[:100]), make([]byte, 900)...))},
+			{Piece{Task: Inflate, At: 6 * grain, Extent: short, Padded: true}, qemutest.Deflated(t, append(bytes.Clone(text[:100]), make([]byte, 900)...), zlib.DefaultCompression)},
 			{Piece{Task: Store, At: 7 * grain}, nil},
 		} {
 			if err := p.Put(c.piece, c.data); err != nil {
@@ -117,7 +104,7 @@ func TestFewWrites(t *testing.T) {
 	m := &memory{data: make([]byte, 64*grain)}
 	p := New(t.Context(), m, Options{})
 	defer p.Close()
-	packed := deflated(t, qemutest.Text(1, grain))
+	packed := qemutest.Deflated(t, qemutest.Text(1, grain), zlib.DefaultCompression)
 	for i := range int64(64) {
 		if err := p.Put(Piece{Task: Inflate, At: i * grain, Extent: image.Extent{Start: i * grain, Length: grain}}, packed); err != nil {
 			t.Fatal(err)
@@ -134,7 +121,7 @@ func TestFewWrites(t *testing.T) {
 func TestVerifyRefuses(t *testing.T) {
 	t.Parallel()
 	text := qemutest.Text(1, grain)
-	stream, sum, err := inflate.Unwrap(deflated(t, text))
+	stream, sum, err := inflate.Unwrap(qemutest.Deflated(t, text, zlib.DefaultCompression))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/internal/image/qemutest"
 	"github.com/hyper2kvm/hyper2kvm/internal/image/raw"
 	"github.com/hyper2kvm/hyper2kvm/internal/image/vmdk"
+	"github.com/hyper2kvm/hyper2kvm/internal/image/vmdktest"
 )
 
 // BenchmarkConvert converts a stream-optimized VMDK in a file to a file, with
@@ -32,7 +33,7 @@ func BenchmarkConvert(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := vmdk.Encode(f, content{d}, vmdk.EncodeOptions{Level: 6}); err != nil {
+	if err := vmdk.Encode(f, vmdktest.Content(d), vmdk.EncodeOptions{Level: 6}); err != nil {
 		b.Fatal(err)
 	}
 	if err := f.Close(); err != nil {

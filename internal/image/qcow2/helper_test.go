@@ -3,7 +3,6 @@ package qcow2
 import (
 	"bytes"
 	"compress/flate"
-	"compress/zlib"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -29,26 +28,6 @@ const (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// content makes a disk something vmdk.Encode takes.
-type content struct{ *qemutest.Disk }
-
-func (c content) Extents() []vmdk.Range {
-	var out []vmdk.Range
-	for _, p := range c.Pieces {
-		out = append(out, vmdk.Range{Off: p.Off, Len: int64(len(p.Data))})
-	}
-	return out
-}
-
-func encode(t testing.TB, d *qemutest.Disk, level int) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	if err := vmdk.Encode(&b, content{d}, vmdk.EncodeOptions{Level: level}); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
 
 // capacityOf reads a stream's header.
 func capacityOf(t testing.TB, stream []byte) int64 {
@@ -86,22 +65,6 @@ func convert(t testing.TB, stream []byte, opts Options) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-func deflated(t testing.TB, data []byte, level int) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	z, err := zlib.NewWriterLevel(&b, level)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := z.Write(data); err != nil {
-		t.Fatal(err)
-	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
 }
 
 // memory is an Output that sees to it that nothing is written twice.

@@ -19,6 +19,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/internal/image"
 	"github.com/hyper2kvm/hyper2kvm/internal/image/inflate"
 	"github.com/hyper2kvm/hyper2kvm/internal/image/qemutest"
+	"github.com/hyper2kvm/hyper2kvm/internal/image/vmdktest"
 )
 
 // disks are the shapes a disk can have.
@@ -64,7 +65,7 @@ func TestForQemu(t *testing.T) {
 				levels = levels[1:2]
 			}
 			for _, level := range levels {
-				streams[fmt.Sprintf("level %d", level)] = encode(t, d, level)
+				streams[fmt.Sprintf("level %d", level)] = vmdktest.Stream(t, d, level)
 			}
 			var err error
 			if streams["qemu"], err = os.ReadFile(qemutest.Convert(t, "raw", raw, "vmdk", "-o", "subformat=streamOptimized")); err != nil {
@@ -103,7 +104,7 @@ func TestWindow(t *testing.T) {
 		half := qemutest.Random(uint64(i), 32*kib-258)
 		d.Pieces = append(d.Pieces, qemutest.Piece{Off: int64(i) * 64 * kib, Data: slices.Concat(half, half)})
 	}
-	path := convert(t, encode(t, d, 9), Options{Compress: true})
+	path := convert(t, vmdktest.Stream(t, d, 9), Options{Compress: true})
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +123,7 @@ func TestWindow(t *testing.T) {
 func TestDensity(t *testing.T) {
 	t.Parallel()
 	d := disks()["full"]
-	stream := encode(t, d, 6)
+	stream := vmdktest.Stream(t, d, 6)
 	info, err := os.Stat(convert(t, stream, Options{Compress: true}))
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +138,7 @@ func TestDensity(t *testing.T) {
 			qemutest.Piece{Off: i * ClusterSize, Data: qemutest.Random(uint64(i), ClusterSize)},
 			qemutest.Piece{Off: (i + 1) * ClusterSize, Data: qemutest.Text(uint64(i), ClusterSize)})
 	}
-	stream = encode(t, alternate, 6)
+	stream = vmdktest.Stream(t, alternate, 6)
 	if info, err = os.Stat(convert(t, stream, Options{Compress: true})); err != nil {
 		t.Fatal(err)
 	}
@@ -159,11 +160,11 @@ func TestZeros(t *testing.T) {
 			if opts.Compress && level == flate.HuffmanOnly {
 				continue // such a stream is too long to be looked at
 			}
-			add(deflated(t, zero, level), true)
+			add(qemutest.Deflated(t, zero, level), true)
 		}
 		holes := len(extents)
 		add(zero, false)
-		add(deflated(t, qemutest.Text(1, ClusterSize), 6), true)
+		add(qemutest.Deflated(t, qemutest.Text(1, ClusterSize), 6), true)
 		add(qemutest.Text(1, ClusterSize), false)
 		m := new(memory)
 		d := &qemutest.Disk{Capacity: int64(len(extents)) * ClusterSize, Pieces: []qemutest.Piece{
@@ -265,7 +266,7 @@ func randomExtents(t testing.TB, seed uint64, m *memory, opts Options) *qemutest
 			if e.End() == d.Capacity && r.IntN(2) == 0 {
 				padded = append(bytes.Clone(data), make([]byte, 1000)...)
 			}
-			e.Data = deflated(t, padded, r.IntN(12)-2)
+			e.Data = qemutest.Deflated(t, padded, r.IntN(12)-2)
 		}
 		if err := w.WriteExtent(e); err != nil {
 			t.Fatal(err)
@@ -316,7 +317,7 @@ func FuzzExtents(f *testing.F) {
 			}
 			e := image.Extent{Start: start, Length: length, Data: data}
 			if kind&8 != 0 {
-				e.Compressed, e.Data = true, deflated(t, data, int(seed%12)-2)
+				e.Compressed, e.Data = true, qemutest.Deflated(t, data, int(seed%12)-2)
 			}
 			bad := length == 0 || start < end || start+length > d.Capacity
 			err := w.WriteExtent(e)
@@ -345,7 +346,7 @@ func FuzzExtents(f *testing.F) {
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	d := disks()["mixed"]
-	stream := encode(t, d, 6)
+	stream := vmdktest.Stream(t, d, 6)
 	for mode, opts := range modes {
 		m := &memory{data: bytes.Repeat([]byte("QFI\xfb"), 4*mib)}
 		w := newTest(t, m, d.Capacity, opts)
@@ -417,7 +418,7 @@ func TestManyClusters(t *testing.T) {
 	}
 	random := qemutest.Random(1, ClusterSize)
 	text := slices.Concat(random[100:ClusterSize/2+100], qemutest.Text(1, ClusterSize/2))
-	packedText, packedRandom := deflated(t, text, 1), deflated(t, random, 1)
+	packedText, packedRandom := qemutest.Deflated(t, text, 1), qemutest.Deflated(t, random, 1)
 	for name, pick := range map[string]func(i int) image.Extent{
 		"normal":     func(int) image.Extent { return image.Extent{Data: random} },
 		"compressed": func(int) image.Extent { return image.Extent{Data: packedText, Compressed: true} },
@@ -503,7 +504,7 @@ func TestCapacity(t *testing.T) {
 
 func TestRefuses(t *testing.T) {
 	t.Parallel()
-	good := deflated(t, qemutest.Text(1, ClusterSize), 6)
+	good := qemutest.Deflated(t, qemutest.Text(1, ClusterSize), 6)
 	change := func(i int, by byte) []byte {
 		b := bytes.Clone(good)
 		b[(i+len(b))%len(b)] ^= by
@@ -513,7 +514,7 @@ func TestRefuses(t *testing.T) {
 	full := func(data []byte) image.Extent {
 		return image.Extent{Start: at, Length: ClusterSize, Data: data, Compressed: true, StreamOffset: stream}
 	}
-	part := full(deflated(t, qemutest.Text(1, 1000), 6))
+	part := full(qemutest.Deflated(t, qemutest.Text(1, 1000), 6))
 	part.Length = 1001
 	for name, c := range map[string]struct {
 		e        image.Extent
@@ -529,18 +530,18 @@ func TestRefuses(t *testing.T) {
 		"huge grain":     {image.Extent{Start: at, Length: 2 * mib, Data: good, Compressed: true}, nil, "more than", false},
 		"huge data":      {full(make([]byte, 2*mib)), nil, "more than", false},
 		"no data":        {full(nil), inflate.ErrTruncated, "", false},
-		"empty stream":   {full(deflated(t, nil, 6)), nil, "inflates to 0 bytes, want 65536", false},
+		"empty stream":   {full(qemutest.Deflated(t, nil, 6)), nil, "inflates to 0 bytes, want 65536", false},
 		"method":         {full(change(0, 1)), inflate.ErrHeader, "method", false},
 		"dictionary":     {full(change(1, 0x27)), inflate.ErrHeader, "dictionary", false},
 		"damaged":        {full(change(2000, 0xff)), nil, "", true},
 		"checksum":       {full(change(-1, 1)), inflate.ErrChecksum, "", true},
 		"cut":            {full(good[:len(good)-500]), inflate.ErrTruncated, "", true},
 		"trailing":       {full(append(bytes.Clone(good), 1, 2, 3)), inflate.ErrTrailing, "", true},
-		"too short":      {full(deflated(t, qemutest.Text(1, ClusterSize-1), 6)), nil, "inflates to 65535 bytes, want 65536", true},
-		"too long":       {full(deflated(t, qemutest.Text(1, ClusterSize+1), 6)), inflate.ErrTooLong, "", true},
-		"bomb":           {full(deflated(t, make([]byte, 50*mib), 6)), inflate.ErrTooLong, "", true},
+		"too short":      {full(qemutest.Deflated(t, qemutest.Text(1, ClusterSize-1), 6)), nil, "inflates to 65535 bytes, want 65536", true},
+		"too long":       {full(qemutest.Deflated(t, qemutest.Text(1, ClusterSize+1), 6)), inflate.ErrTooLong, "", true},
+		"bomb":           {full(qemutest.Deflated(t, make([]byte, 50*mib), 6)), inflate.ErrTooLong, "", true},
 		"part too short": {part, nil, "inflates to 1000 bytes, want 1001", false},
-		"stored damaged": {full(deflated(t, qemutest.Random(1, ClusterSize), 6)[:ClusterSize+7]), inflate.ErrTruncated, "", false},
+		"stored damaged": {full(qemutest.Deflated(t, qemutest.Random(1, ClusterSize), 6)[:ClusterSize+7]), inflate.ErrTruncated, "", false},
 	} {
 		for mode, opts := range modes {
 			m := new(memory)
@@ -592,7 +593,7 @@ func (f *full) WriteAt(b []byte, off int64) (int, error) {
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	d := disks()["mixed"]
-	stream := encode(t, d, 1)
+	stream := vmdktest.Stream(t, d, 1)
 	for mode, opts := range modes {
 		whole := new(memory)
 		if err := transfer(t.Context(), bytes.NewReader(stream), newTest(t, whole, d.Capacity, opts)); err != nil {
@@ -638,7 +639,7 @@ func TestTruncateFails(t *testing.T) {
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	d := disks()["mixed"]
-	stream := encode(t, d, 1)
+	stream := vmdktest.Stream(t, d, 1)
 	why := errors.New("enough")
 	for mode, opts := range modes {
 		// The writer's context, in the middle.
@@ -720,7 +721,7 @@ func TestKeepsNothing(t *testing.T) {
 			}
 			e := image.Extent{Start: at, Length: ClusterSize, Data: data}
 			if at/ClusterSize%2 == 0 {
-				e.Compressed, e.Data = true, deflated(t, data, 1)
+				e.Compressed, e.Data = true, qemutest.Deflated(t, data, 1)
 			}
 			if err := w.WriteExtent(e); err != nil {
 				t.Fatal(err)

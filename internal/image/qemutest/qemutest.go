@@ -1,10 +1,10 @@
-// Package qemutest lets qemu-img judge disk images in tests. It is imported by
-// tests only. A missing qemu-img fails the test: an image that nobody has
+// Package qemutest makes disks and lets qemu-img judge images of them. It is imported by tests only. A missing qemu-img fails the test: an image that nobody has
 // judged proves nothing.
 package qemutest
 
 import (
 	"bytes"
+	"compress/zlib"
 	"encoding/json"
 	"io"
 	"math/rand/v2"
@@ -136,6 +136,23 @@ type Piece struct {
 
 // Size is the disk's capacity in bytes.
 func (d *Disk) Size() int64 { return d.Capacity }
+
+// Deflated is data as a zlib stream, as it is in a grain.
+func Deflated(t testing.TB, data []byte, level int) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	z, err := zlib.NewWriterLevel(&b, level)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
 
 // ReadAt reads the disk's bytes, as io.ReaderAt.
 func (d *Disk) ReadAt(b []byte, off int64) (int, error) {

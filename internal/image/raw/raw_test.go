@@ -2,7 +2,6 @@ package raw
 
 import (
 	"bytes"
-	"compress/zlib"
 	"context"
 	"errors"
 	"io"
@@ -21,6 +20,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/internal/image/inflate"
 	"github.com/hyper2kvm/hyper2kvm/internal/image/qemutest"
 	"github.com/hyper2kvm/hyper2kvm/internal/image/vmdk"
+	"github.com/hyper2kvm/hyper2kvm/internal/image/vmdktest"
 )
 
 const (
@@ -32,48 +32,12 @@ const (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// content makes a disk something vmdk.Encode takes.
-type content struct{ *qemutest.Disk }
-
-func (c content) Extents() []vmdk.Range {
-	var out []vmdk.Range
-	for _, p := range c.Pieces {
-		out = append(out, vmdk.Range{Off: p.Off, Len: int64(len(p.Data))})
-	}
-	return out
-}
-
-func encode(t testing.TB, d *qemutest.Disk, level int) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	if err := vmdk.Encode(&b, content{d}, vmdk.EncodeOptions{Level: level}); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
 // transfer sends the grains of a VMDK stream to w.
 func transfer(ctx context.Context, r io.Reader, w image.Writer) error {
 	if err := image.Copy(ctx, w, vmdk.NewDecoder(r), nil); err != nil {
 		return err
 	}
 	return w.Finish(ctx)
-}
-
-func deflated(t testing.TB, data []byte, level int) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	z, err := zlib.NewWriterLevel(&b, level)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := z.Write(data); err != nil {
-		t.Fatal(err)
-	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
 }
 
 // used is how much of a file is allocated, in bytes.
@@ -104,7 +68,7 @@ func TestFile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			want := d.Raw(t)
-			streams := map[string][]byte{"level 0": encode(t, d, 0), "level 6": encode(t, d, 6)}
+			streams := map[string][]byte{"level 0": vmdktest.Stream(t, d, 0), "level 6": vmdktest.Stream(t, d, 6)}
 			var err error
 			if streams["qemu"], err = os.ReadFile(qemutest.Convert(t, "raw", want, "vmdk", "-o", "subformat=streamOptimized")); err != nil {
 				t.Fatal(err)
@@ -188,7 +152,7 @@ func TestDevice(t *testing.T) {
 			d.Pieces = append(d.Pieces, qemutest.Piece{Off: at, Data: data})
 			e := image.Extent{Start: at, Length: n, Data: data}
 			if r.IntN(2) == 0 {
-				e.Compressed, e.Data = true, deflated(t, data, 1)
+				e.Compressed, e.Data = true, qemutest.Deflated(t, data, 1)
 			}
 			if err := w.WriteExtent(e); err != nil {
 				t.Fatal(err)
@@ -270,7 +234,7 @@ func TestLoopDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Abort()
-	if err := transfer(t.Context(), bytes.NewReader(encode(t, d, 1)), w); err != nil {
+	if err := transfer(t.Context(), bytes.NewReader(vmdktest.Stream(t, d, 1)), w); err != nil {
 		t.Fatal(err)
 	}
 	got, want := make([]byte, 16*mib), qemutest.Random(1, 16*mib)
@@ -314,7 +278,7 @@ func TestRefuses(t *testing.T) {
 		t.Error("a file that cannot be written was accepted")
 	}
 
-	good := deflated(t, qemutest.Text(1, 64*kib), 6)
+	good := qemutest.Deflated(t, qemutest.Text(1, 64*kib), 6)
 	sum := bytes.Clone(good)
 	sum[len(sum)-1] ^= 1
 	for name, c := range map[string]struct {
