@@ -50,8 +50,8 @@ func readTokens(f *os.File, name string) ([]Token, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fileProblem("read", name, errors.New("it is not a regular file"), "give another")
 	}
-	if p := info.Mode().Perm(); p&0o077 != 0 {
-		return nil, fileProblem("read", name, fmt.Errorf("others than its owner may use it (mode %#o)", p), "chmod 600 "+name)
+	if p := info.Mode().Perm(); p&0o037 != 0 {
+		return nil, fileProblem("read", name, fmt.Errorf("others may use it (mode %#o)", p), "chmod 600 "+name+", or 640 for root's file in the daemon's group")
 	}
 	// Whoever owns the file makes operators. Root runs the commands for other
 	// users and is not asked.
@@ -159,10 +159,11 @@ func changeTokens(ctx context.Context, file string, change func([]Token) ([]Toke
 	if err := lock(ctx, folder); err != nil {
 		return fail(err, "another change is under way: try again")
 	}
-	owner, err := folder.Stat()
+	info, err := folder.Stat()
 	if err != nil {
 		return fail(err, "")
 	}
+	owner := ownerOfNew(info)
 	var tokens []Token
 	switch f, err := root.OpenFile(base, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0); {
 	case errors.Is(err, fs.ErrNotExist):
@@ -173,9 +174,11 @@ func changeTokens(ctx context.Context, file string, change func([]Token) ([]Toke
 		if tokens, err = readTokens(f, file); err != nil {
 			return err
 		}
-		if owner, err = f.Stat(); err != nil {
+		if info, err = f.Stat(); err != nil {
 			return fail(err, "")
 		}
+		owner = ownerOf(info)
+		owner.mode = info.Mode().Perm()
 	}
 	if tokens, err = change(tokens); err != nil {
 		return err
@@ -190,10 +193,34 @@ func changeTokens(ctx context.Context, file string, change func([]Token) ([]Toke
 	return nil
 }
 
-// replace puts data in the place of base, whole or not at all. The new file
-// belongs to whom owner belongs: when root changes the daemon's tokens the
-// daemon must still be able to read them.
-func replace(root *os.Root, folder *os.File, base string, data []byte, owner os.FileInfo) (err error) {
+// owner is whose a token file is. A daemon that may not change its tokens reads
+// them by its group.
+type owner struct {
+	uid, gid int
+	mode     os.FileMode
+}
+
+func ownerOf(info os.FileInfo) owner {
+	o := owner{os.Geteuid(), os.Getegid(), 0o600}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		o.uid, o.gid = int(st.Uid), int(st.Gid)
+	}
+	return o
+}
+
+// ownerOfNew is whose a new file in a folder becomes: its owner's, or, when
+// root keeps the folder for a group, that group's to read.
+func ownerOfNew(folder os.FileInfo) owner {
+	o := ownerOf(folder)
+	if o.uid == 0 && o.gid != 0 && folder.Mode().Perm()&0o040 != 0 {
+		o.mode = 0o640
+	}
+	return o
+}
+
+// replace puts data in the place of base, whole or not at all. When root
+// changes the daemon's tokens the daemon must still be able to read them.
+func replace(root *os.Root, folder *os.File, base string, data []byte, of owner) (err error) {
 	temp := "." + base + "." + newID()
 	f, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -206,8 +233,11 @@ func replace(root *os.Root, folder *os.File, base string, data []byte, owner os.
 			err = errors.Join(err, root.Remove(temp))
 		}
 	}()
-	if st, ok := owner.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 {
-		if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil {
+	if os.Geteuid() == 0 {
+		if err := f.Chown(of.uid, of.gid); err != nil {
+			return err
+		}
+		if err := f.Chmod(of.mode); err != nil {
 			return err
 		}
 	}

@@ -135,6 +135,30 @@ func TestOwner(t *testing.T) {
 	if _, _, err := AddToken(t.Context(), file, "b", Viewer, time.Time{}); err != nil || owner() != 1234 {
 		t.Errorf("a changed file belongs to %d: %v", owner(), err)
 	}
+	// As the packages have it: root's folder, which the daemon's group reads.
+	if err := errors.Join(os.Remove(file), os.Chown(dir, 0, daemon), os.Chmod(dir, 0o750)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"new", "changed"} {
+		if _, _, err := AddToken(t.Context(), file, name, Viewer, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st := info.Sys().(*syscall.Stat_t); st.Uid != 0 || st.Gid != daemon || info.Mode().Perm() != 0o640 {
+			t.Errorf("%s: it is of %d:%d, mode %v", name, st.Uid, st.Gid, info.Mode())
+		}
+	}
+	// A folder of root alone is not opened to root's group.
+	own := t.TempDir()
+	if _, _, err := AddToken(t.Context(), filepath.Join(own, "tokens"), "a", Viewer, time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(filepath.Join(own, "tokens")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v: %v", info.Mode(), err)
+	}
 }
 
 func TestTokenFileFaults(t *testing.T) {
@@ -162,7 +186,8 @@ func TestTokenFileFaults(t *testing.T) {
 		t.Errorf("reading through a link: %v, %v", tokens, err)
 	}
 	for name, c := range map[string]struct{ file, want string }{
-		"readable":  {write("r", "", 0o640), "others than its owner may use it (mode 0640)"},
+		"readable":  {write("r", "", 0o644), "others may use it (mode 0644)"},
+		"shared":    {write("g", "", 0o660), "others may use it (mode 0660)"},
 		"writable":  {write("w", "", 0o602), "chmod 600"},
 		"broken":    {write("b", "# x\n\nh2k_topsecret\n", 0o600), "line 3: it is not a token"},
 		"link":      {link, "a symbolic link is not followed"},

@@ -70,8 +70,9 @@ func (c *reader) readFile() error {
 	if err != nil {
 		return err
 	}
-	if inline && mode.Perm()&0o077 != 0 {
-		c.warn("the configuration holds a password and others may read it: chmod 600 %s", c.File)
+	// Its group may read it: that is the daemon's in the packages.
+	if inline && mode.Perm()&0o027 != 0 {
+		c.warn("the configuration holds a password and others may use it: chmod g-w,o-rwx %s", c.File)
 	}
 	return nil
 }
