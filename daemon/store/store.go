@@ -92,8 +92,8 @@ type Store interface {
 	LastEvent(ctx context.Context) (uint64, error)
 
 	// Prune removes jobs that have ended, with their events: those that ended
-	// before a time, unless it is zero, and all but the keep that were submitted
-	// last, unless keep is 0. It gives how many.
+	// before a time, unless it is zero, and all but the keep that ended last,
+	// unless keep is 0. It gives how many.
 	Prune(ctx context.Context, before time.Time, keep int) (removed int, err error)
 }
 

@@ -104,26 +104,42 @@ func (s *Store) Prune(ctx context.Context, before time.Time, keep int) (int, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	removed := s.remove(func(r *store.Record, _ int) bool {
-		return !before.IsZero() && r.Job.CompletedAt != nil && r.Job.CompletedAt.Before(before)
-	})
+	removed := 0
+	if !before.IsZero() {
+		removed += s.remove(func(r *store.Record) bool { return r.Job.CompletedAt != nil && r.Job.CompletedAt.Before(before) })
+	}
 	if keep > 0 {
-		removed += s.remove(func(_ *store.Record, newer int) bool { return newer >= keep })
+		removed += s.removeBeyond(keep)
 	}
 	return removed, nil
 }
 
-// remove drops the ended jobs that old names; newer is how many ended ones
-// were submitted after it. The caller holds mu.
-func (s *Store) remove(old func(r *store.Record, newer int) bool) int {
-	newer := s.count[models.Completed] + s.count[models.Failed] + s.count[models.Cancelled]
+// removeBeyond drops all ended jobs but the keep that ended last; of those that
+// ended together the last submitted stays. The caller holds mu.
+func (s *Store) removeBeyond(keep int) int {
+	ended := slices.DeleteFunc(slices.Clone(s.order), func(r *store.Record) bool { return !r.Job.Status.Final() })
+	slices.Reverse(ended)
+	slices.SortStableFunc(ended, func(a, b *store.Record) int { return endOf(b).Compare(endOf(a)) })
+	over := map[*store.Record]bool{}
+	for _, r := range ended[min(keep, len(ended)):] {
+		over[r] = true
+	}
+	return s.remove(func(r *store.Record) bool { return over[r] })
+}
+
+func endOf(r *store.Record) time.Time {
+	if r.Job.CompletedAt == nil {
+		return time.Time{}
+	}
+	return *r.Job.CompletedAt
+}
+
+// remove drops the ended jobs that old names, and counts them. The caller holds
+// mu.
+func (s *Store) remove(old func(*store.Record) bool) int {
 	removed := 0
 	s.order = slices.DeleteFunc(s.order, func(r *store.Record) bool {
-		if !r.Job.Status.Final() {
-			return false
-		}
-		newer--
-		if !old(r, newer) {
+		if !r.Job.Status.Final() || !old(r) {
 			return false
 		}
 		removed++

@@ -181,14 +181,14 @@ func (s *Store) Count(ctx context.Context) (map[models.Status]int, error) {
 	return out, nil
 }
 
-// forget drops the oldest ended jobs beyond keep. It waits for a tenth too
+// forget drops the jobs beyond keep that ended first. It waits for a tenth too
 // many, so that the list is not rebuilt for every job. The caller holds mu.
 func (s *Store) forget() {
 	ended := s.count[models.Completed] + s.count[models.Failed] + s.count[models.Cancelled]
 	if ended <= s.keep+s.keep/10 {
 		return
 	}
-	s.remove(func(_ *store.Record, newer int) bool { return newer >= s.keep })
+	s.removeBeyond(s.keep)
 }
 
 // clone copies everything a holder of the record could change.

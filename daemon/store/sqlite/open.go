@@ -59,62 +59,117 @@ func Open(ctx context.Context, dir string) (*Store, error) {
 		if p, ok := errors.AsType[*problem.Error](err); ok {
 			return nil, problem.New(p.Kind, what, p.Err, p.Advice)
 		}
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, problem.New(problem.Failed, what, err, "chown it to the daemon's user, as after a backup was put there by root, or choose another state folder with -state")
+		}
 		return nil, problem.New(problem.Failed, what, err, "if it is damaged, stop the daemon, move it away and put a backup in its place")
 	}
 	return s, nil
 }
 
 func (s *Store) open(ctx context.Context) (err error) {
-	if err := checkFile(s.path); err != nil {
+	made, err := checkFile(s.path)
+	if err != nil {
 		return err
 	}
-	query := url.Values{"_txlock": {"immediate"}, "_pragma": {
-		"busy_timeout(" + strconv.FormatInt(busyTimeout.Milliseconds(), 10) + ")", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
-	}}
-	if s.db, err = sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: s.path}).EscapedPath(), RawQuery: query.Encode()}).String()); err != nil {
+	if !made {
+		if err := judge(ctx, s.path); err != nil {
+			return err
+		}
+	}
+	if s.db, err = connect(s.path, url.Values{"_txlock": {"immediate"}, "_pragma": {"journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"}}); err != nil {
 		return err
 	}
 	s.db.SetMaxOpenConns(connections)
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.db.Close())
-		}
-	}()
-	check, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
-	var found string
-	if err := s.db.QueryRowContext(check, `PRAGMA quick_check(1)`).Scan(&found); err != nil {
-		return err
+	if err := s.migrate(ctx); err != nil {
+		return errors.Join(err, s.db.Close())
 	}
-	if found != "ok" {
-		return problem.New(problem.Failed, "", fmt.Errorf("it is damaged: %s", found), "move it away and put a backup in its place (hyper2kvmd backup makes them)")
-	}
-	return s.migrate(ctx)
+	return nil
 }
 
-// checkFile looks at the file before SQLite does.
-func checkFile(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if errors.Is(err, syscall.ELOOP) {
-		return problem.New(problem.Conflict, "", errors.New("it is a symbolic link"), "put the database itself there")
+// connect opens the database file with options of the driver's.
+func connect(path string, options url.Values) (*sql.DB, error) {
+	options.Add("_pragma", "busy_timeout("+strconv.FormatInt(busyTimeout.Milliseconds(), 10)+")")
+	return sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: options.Encode()}).String())
+}
+
+// judge refuses a database that is damaged, another program's or newer. It
+// reads only: to open a database for writing, and to close it, moves the
+// write-ahead log into it, which a damaged one would not survive.
+func judge(ctx context.Context, path string) (err error) {
+	db, err := connect(path, url.Values{"mode": {"ro"}})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	db.SetMaxOpenConns(1)
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	var found string
+	err = db.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&found)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return problem.New(problem.Failed, "", fmt.Errorf("it could not be checked for damage within %v", checkTimeout), "start again when the disk is less busy, or keep fewer jobs (retention)")
 	}
 	if err != nil {
 		return err
+	}
+	if found != "ok" {
+		return problem.New(problem.Failed, "", fmt.Errorf("it is damaged: %s", found), "move it and its -wal away together and put a backup in its place (hyper2kvmd backup makes them)")
+	}
+	names, err := migrations()
+	if err != nil {
+		return err
+	}
+	v, err := versionOf(ctx, db)
+	switch {
+	case err != nil:
+		return err
+	case v.application != applicationID && v.tables > 0:
+		return foreign()
+	case v.number > len(names):
+		return problem.New(problem.Conflict, "", fmt.Errorf("it is of version %d, and this daemon knows up to %d", v.number, len(names)),
+			"run the newer hyper2kvmd, or restore a backup from before its update")
+	}
+	return nil
+}
+
+// version says what a database is.
+type version struct{ number, application, tables int }
+
+func versionOf(ctx context.Context, db *sql.DB) (v version, err error) {
+	for query, to := range map[string]*int{`PRAGMA user_version`: &v.number, `PRAGMA application_id`: &v.application, `SELECT count(*) FROM sqlite_schema`: &v.tables} {
+		if err := db.QueryRowContext(ctx, query).Scan(to); err != nil {
+			return v, err
+		}
+	}
+	return v, nil
+}
+
+func migrations() ([]string, error) { return fs.Glob(files, "migrations/*.sql") }
+
+// checkFile looks at the file before SQLite does, and makes it if there is none.
+func checkFile(path string) (made bool, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if errors.Is(err, syscall.ELOOP) {
+		return false, problem.New(problem.Conflict, "", errors.New("it is a symbolic link"), "put the database itself there")
+	}
+	if err != nil {
+		return false, err
 	}
 	defer f.Close()
 	begin := make([]byte, headerSize)
 	n, err := io.ReadFull(f, begin)
 	if n == 0 && errors.Is(err, io.EOF) {
-		return nil // new
+		return true, nil
 	}
 	if err != nil || string(begin[:len(header)]) != header {
-		return problem.New(problem.Conflict, "", errors.New("it is no SQLite database, or its beginning is damaged"), "move it away, and put a backup in its place if there is one")
+		return false, problem.New(problem.Conflict, "", errors.New("it is no SQLite database, or its beginning is damaged"), "move it away, and put a backup in its place if there is one")
 	}
 	// Opening a database for writing changes it.
 	if app := binary.BigEndian.Uint32(begin[offApplicationID:]); app != applicationID && (app != 0 || binary.BigEndian.Uint32(begin[offSchemaCookie:]) != 0) {
-		return foreign()
+		return false, foreign()
 	}
-	return nil
+	return false, nil
 }
 
 func foreign() error {
@@ -132,24 +187,15 @@ const (
 // migrate brings the database to the newest version: one transaction for each
 // numbered file, which ends with the number as PRAGMA user_version.
 func (s *Store) migrate(ctx context.Context) error {
-	names, err := fs.Glob(files, "migrations/*.sql")
+	names, err := migrations()
 	if err != nil {
 		return err
 	}
-	var version, app, tables int
-	for query, to := range map[string]*int{`PRAGMA user_version`: &version, `PRAGMA application_id`: &app, `SELECT count(*) FROM sqlite_schema`: &tables} {
-		if err := s.db.QueryRowContext(ctx, query).Scan(to); err != nil {
-			return err
-		}
+	v, err := versionOf(ctx, s.db)
+	if err != nil {
+		return err
 	}
-	switch {
-	case app != applicationID && tables > 0:
-		return foreign()
-	case version > len(names):
-		return problem.New(problem.Conflict, "", fmt.Errorf("it is of version %d, and this daemon knows up to %d", version, len(names)),
-			"run the newer hyper2kvmd, or restore a backup from before its update")
-	}
-	return s.apply(ctx, names, version)
+	return s.apply(ctx, names, v.number)
 }
 
 func (s *Store) apply(ctx context.Context, names []string, version int) error {
@@ -199,8 +245,7 @@ func Backup(ctx context.Context, dir, file string) error {
 // copyTo has SQLite write a consistent copy, which works beside a running
 // daemon, and syncs it.
 func copyTo(ctx context.Context, path, to string) error {
-	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(),
-		RawQuery: url.Values{"mode": {"ro"}, "_pragma": {"busy_timeout(" + strconv.FormatInt(busyTimeout.Milliseconds(), 10) + ")"}}.Encode()}).String())
+	db, err := connect(path, url.Values{"mode": {"ro"}})
 	if err != nil {
 		return err
 	}

@@ -303,7 +303,7 @@ func (s *Store) Prune(ctx context.Context, before time.Time, keep int) (int, err
 			arg   any
 		}{
 			{!before.IsZero(), `completed > 0 AND completed < ?`, stamp(before)},
-			{keep > 0, `seq <= (SELECT seq FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') ORDER BY seq DESC LIMIT 1 OFFSET ?)`, keep},
+			{keep > 0, `seq IN (SELECT seq FROM jobs WHERE status IN ('completed', 'failed', 'cancelled') ORDER BY completed DESC, seq DESC LIMIT -1 OFFSET ?)`, keep},
 		} {
 			if !q.on {
 				continue

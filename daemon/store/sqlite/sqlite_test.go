@@ -132,7 +132,11 @@ func TestRefuses(t *testing.T) {
 		make func(t *testing.T, path string)
 		want string
 	}{
-		"newer":   {func(t *testing.T, path string) { exec(t, path, "PRAGMA user_version = 99") }, "knows up to"},
+		"newer": {func(t *testing.T, path string) { exec(t, path, "PRAGMA user_version = 99") }, "knows up to"},
+		"newer backup": {func(t *testing.T, path string) {
+			exec(t, path, "PRAGMA journal_mode = delete")
+			exec(t, path, "PRAGMA user_version = 99")
+		}, "knows up to"},
 		"foreign": {func(t *testing.T, path string) { exec(t, path, "PRAGMA application_id = 7; CREATE TABLE x (y)") }, "another program"},
 		"text": {func(t *testing.T, path string) {
 			if err := os.WriteFile(path, []byte("not a database, but long enough"), 0o600); err != nil {
@@ -186,6 +190,60 @@ func TestRefuses(t *testing.T) {
 			}
 			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, before) {
 				t.Errorf("it was changed, %v", err)
+			}
+		})
+	}
+}
+
+// TestRefusesAfterKill: what a killed process left in the write-ahead log
+// stays there, too.
+func TestRefusesAfterKill(t *testing.T) {
+	for name, tc := range map[string]struct {
+		query  string
+		damage bool
+		want   string
+	}{
+		"newer":   {query: "PRAGMA user_version = 99", want: "knows up to"},
+		"damaged": {query: "PRAGMA user_version", damage: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			from, dir := t.TempDir(), t.TempDir()
+			if err := open(t, from).Close(); err != nil { // all of it is in the database
+				t.Fatal(err)
+			}
+			s := open(t, from)
+			if err := s.Insert(t.Context(), storetest.Record("a")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.db.Exec(tc.query); err != nil {
+				t.Fatal(err)
+			}
+			left := map[string][]byte{}
+			for _, file := range []string{FileName, FileName + "-wal", FileName + "-shm"} {
+				data, err := os.ReadFile(filepath.Join(from, file))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if tc.damage && file == FileName {
+					for at := 4096; at < len(data); at += 4096 {
+						copy(data[at:], bytes.Repeat([]byte{0xa5}, 64))
+					}
+				}
+				if err := os.WriteFile(filepath.Join(dir, file), data, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				left[file] = data
+			}
+			if len(left[FileName+"-wal"]) == 0 {
+				t.Fatal("the log is empty")
+			}
+			if _, err := Open(t.Context(), dir); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Fatalf("error %v", err)
+			}
+			for _, file := range []string{FileName, FileName + "-wal"} {
+				if after, err := os.ReadFile(filepath.Join(dir, file)); err != nil || !bytes.Equal(after, left[file]) {
+					t.Errorf("%s was changed, %v", file, err)
+				}
 			}
 		})
 	}

@@ -398,11 +398,11 @@ func events(t *testing.T, s store.Store) {
 func prune(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	at := Record("a").Job.CreatedAt
-	for i, id := range []string{"a", "b", "c", "d", "e"} {
+	for _, id := range []string{"a", "b", "c", "d", "e"} {
 		must(t, s.Insert(ctx, Record(id)))
-		if id == "c" {
-			continue // it waits
-		}
+	}
+	// "c" waits, and "b" has taken the longest.
+	for i, id := range []string{"a", "d", "e", "b"} {
 		_, err := s.Transition(ctx, id, models.Pending, models.Completed, func(r *store.Record) error {
 			ended := at.Add(time.Duration(i) * time.Hour)
 			r.Job.CompletedAt = &ended
@@ -423,7 +423,7 @@ func prune(t *testing.T, s store.Store) {
 	n, err = s.Prune(ctx, at.Add(30*time.Minute), 0)
 	check(n, err, 1, "b", "c", "d", "e")
 	n, err = s.Prune(ctx, time.Time{}, 1)
-	check(n, err, 2, "c", "e")
+	check(n, err, 2, "b", "c")
 	count, err := s.Count(ctx)
 	must(t, err)
 	if count[models.Pending] != 1 || count[models.Completed] != 1 {
@@ -431,7 +431,7 @@ func prune(t *testing.T, s store.Store) {
 	}
 	list, err := s.Events(ctx, store.EventFilter{})
 	must(t, err)
-	if len(list) != 1 || list[0].JobID != "e" {
+	if len(list) != 1 || list[0].JobID != "b" {
 		t.Errorf("events left: %+v", list)
 	}
 }

@@ -17,7 +17,8 @@ func (d *command) backupCommand() *cli.Command {
 		Usage:     "copy the jobs into a new file, also while the daemon runs",
 		ArgsUsage: "FILE",
 		Description: "To restore it, stop the daemon and put FILE as " + sqlite.FileName + " into the state folder, without the\n" +
-			"files " + sqlite.FileName + "-wal and " + sqlite.FileName + "-shm of the old one.",
+			"files " + sqlite.FileName + "-wal and " + sqlite.FileName + "-shm of the old one,\n" +
+			"and make it the daemon's user's (chown).",
 		Action: d.backup,
 	}
 }
