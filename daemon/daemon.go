@@ -19,6 +19,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/daemon/auth"
 	"github.com/hyper2kvm/hyper2kvm/daemon/jobs"
 	"github.com/hyper2kvm/hyper2kvm/daemon/metrics"
+	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/daemon/store/memory"
 	"github.com/hyper2kvm/hyper2kvm/daemon/store/sqlite"
 	"github.com/hyper2kvm/hyper2kvm/internal/config"
@@ -31,8 +32,9 @@ const (
 	// released and a snapshot removed on deadlines of their own.
 	// The daemon ends within 10 s of being told to.
 	jobsTimeout = 7 * time.Second
-	// httpTimeout is how long answers under way may take after that.
-	httpTimeout = 2 * time.Second
+	// httpTimeout is how long answers under way may take after that. What is
+	// left of the 10 s is for logging out and for closing the store.
+	httpTimeout = time.Second
 	// pruneEvery is how often jobs that are too old are looked for.
 	pruneEvery = time.Hour
 )
@@ -129,7 +131,7 @@ func Run(ctx context.Context, opts Options) error {
 		Runner: worker{opts.Runner, live}, Store: kept, Durable: cfg.StateDir != "", Logger: log,
 		MaxRunning: cfg.MaxRunning, Limits: pace.New(paceOf(cfg)), OnEnd: counts.Ended,
 	})
-	handler := api.NewHandler(api.Options{Manager: queue{manager, live}, VMs: opts.VMLister, Logger: log, Audit: audit, Access: live,
+	handler := api.NewHandler(api.Options{Manager: queue{manager, live}, VMs: lister{opts.VMLister, ctx}, Logger: log, Audit: audit, Access: live,
 		Metrics: counts.Handler(manager, log)})
 	// Requests outlive ctx: they end when the jobs have been told to.
 	server := api.NewServer(handler, log)
@@ -176,7 +178,7 @@ func Run(ctx context.Context, opts Options) error {
 	notify.Stopping()
 	// The store is closed when nobody uses it any more: a manager that did not
 	// end in time still does, and its records are safe without that.
-	err = errors.Join(err, stop(context.WithoutCancel(ctx), server, manager, served, log))
+	err = errors.Join(err, stop(context.WithoutCancel(ctx), server, manager, cfg.StateDir != "", served, log))
 	return errors.Join(err, closeStore())
 }
 
@@ -285,8 +287,28 @@ func reload(opts Options, live *live, log, audit *slog.Logger) (done bool) {
 	return err == nil
 }
 
-// stop ends server and manager within jobsTimeout and httpTimeout.
-func stop(ctx context.Context, server *http.Server, manager *jobs.Manager, served <-chan error, log *slog.Logger) error {
+// lister is a VMLister whose lists end with the daemon: a vCenter that does not
+// answer must not hold it up.
+type lister struct {
+	api.VMLister
+	daemon context.Context //nolint:containedctx // the other of two that end a call
+}
+
+// ListVMs is part of api.VMLister.
+func (l lister) ListVMs(ctx context.Context, vcenter string) ([]models.VM, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.daemon, cancel)()
+	vms, err := l.VMLister.ListVMs(ctx, vcenter)
+	if err != nil && l.daemon.Err() != nil {
+		err = fmt.Errorf("%w: %w", jobs.ErrStopping, err)
+	}
+	return vms, err
+}
+
+// stop ends server and manager within jobsTimeout and httpTimeout. Jobs that do
+// not end in time are left to the next start, if the store outlives this one.
+func stop(ctx context.Context, server *http.Server, manager *jobs.Manager, durable bool, served <-chan error, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	shut := make(chan error, 1)
@@ -297,7 +319,13 @@ func stop(ctx context.Context, server *http.Server, manager *jobs.Manager, serve
 	jobsCtx, jobsCancel := context.WithTimeout(ctx, jobsTimeout)
 	defer jobsCancel()
 	err := manager.Close(jobsCtx)
-	if err != nil {
+	switch {
+	case err == nil:
+	case durable:
+		log.Warn("not all jobs stopped in time: they continue when the daemon starts again, and leases that could not be given back end at the host by themselves",
+			slog.String("error", err.Error()))
+		err = nil
+	default:
 		err = fmt.Errorf("stop jobs: %w", err)
 	}
 	timer := time.AfterFunc(httpTimeout, cancel)

@@ -1,13 +1,17 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net"
+	"net/http"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -15,6 +19,7 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/daemon/client"
 	"github.com/hyper2kvm/hyper2kvm/daemon/jobs"
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/daemon/store/memory"
 	"github.com/hyper2kvm/hyper2kvm/internal/config"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 	"github.com/hyper2kvm/hyper2kvm/progress"
@@ -84,6 +89,61 @@ func TestRunAndStop(t *testing.T) {
 	if _, err := c.Health(t.Context()); problem.KindOf(err) != problem.Unreachable {
 		t.Errorf("after the stop: %v", err)
 	}
+}
+
+// stuck is a worker whose calls end only when they are let.
+type stuck struct{ free chan struct{} }
+
+func (s stuck) Run(context.Context, jobs.Spec, progress.Sink) (models.Result, error) {
+	<-s.free
+	return models.Result{}, errors.New("let go")
+}
+
+func (stuck) ListVMs(ctx context.Context, _ string) ([]models.VM, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestStopInTime: a vCenter that does not answer holds up a stop for 7 s, and is
+// an error only where jobs are lost with the process.
+func TestStopInTime(t *testing.T) {
+	for _, durable := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := stuck{make(chan struct{})}
+			var out bytes.Buffer
+			log := slog.New(slog.NewTextHandler(&out, nil))
+			m := jobs.NewManager(jobs.Options{Runner: w, Store: memory.New(0), Durable: durable, MaxRunning: 1})
+			if _, err := m.Submit(t.Context(), models.Definition{VMPath: "a", OutputPath: "/srv/b"}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			served := make(chan error, 1)
+			served <- http.ErrServerClosed
+			began := time.Now()
+			err := stop(t.Context(), &http.Server{ReadHeaderTimeout: time.Second}, m, durable, served, log)
+			if (err == nil) != durable || time.Since(began) != jobsTimeout {
+				t.Errorf("durable %v: %v after %v", durable, err, time.Since(began))
+			}
+			if durable && !strings.Contains(out.String(), "not all jobs stopped in time") {
+				t.Errorf("the log says %q", out.String())
+			}
+			close(w.free)
+			if err := m.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestListsEndWithDaemon: nobody waits for a vCenter that does not answer.
+func TestListsEndWithDaemon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		if _, err := (lister{stuck{}, ctx}).ListVMs(t.Context(), ""); !errors.Is(err, jobs.ErrStopping) {
+			t.Errorf("got %v", err)
+		}
+	})
 }
 
 func TestListen(t *testing.T) {

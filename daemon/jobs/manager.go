@@ -829,6 +829,9 @@ func (m *Manager) run(r *run) {
 		// Also when it was cancelled at the last moment: the export is whole.
 	case errors.Is(cause, ErrCancelled) || errors.Is(cause, ErrStopping):
 		to, text = models.Cancelled, cause.Error()
+		if errors.Is(cause, ErrStopping) && m.opts.Durable && held(r.job.Definition) {
+			text = lostPassword
+		}
 		if !errors.Is(err, context.Canceled) && !errors.Is(err, cause) {
 			// What else went wrong while it stopped: a lease not released, say.
 			text += ": " + r.scrub.text(err.Error())

@@ -47,7 +47,7 @@ func (m *Manager) recoverOnce() error {
 		case r.Job.Status == models.Pending:
 			err = m.endPending(m.ctx, r.Job.ID, lostPassword)
 		case held(r.Job.Definition):
-			err = m.failLost(r.Job.ID)
+			err = m.cancelLost(r.Job.ID)
 		default:
 			err = m.requeue(m.ctx, r.Job.ID, r.Owner, nil)
 			if err == nil {
@@ -85,16 +85,16 @@ func (m *Manager) requeue(ctx context.Context, id, owner string, last *models.Pr
 	return err
 }
 
-// failLost ends a running job that cannot be taken up.
-func (m *Manager) failLost(id string) error {
-	rec, err := m.move(m.ctx, id, models.Running, models.Failed, func(r *store.Record) error {
+// cancelLost ends a running job that cannot be taken up, as a stop would have.
+func (m *Manager) cancelLost(id string) error {
+	rec, err := m.move(m.ctx, id, models.Running, models.Cancelled, func(r *store.Record) error {
 		now := time.Now().UTC()
 		r.Owner, r.AliveUntil = "", time.Time{}
 		r.Job.Error, r.Job.CompletedAt, r.Job.UpdatedAt = lostPassword, &now, now
 		return nil
 	})
 	if err == nil {
-		m.note(id, slog.LevelError, "job failed", slog.String("error", lostPassword))
+		m.note(id, slog.LevelWarn, "job cancelled", slog.String("reason", lostPassword))
 		m.ended(rec.Job)
 	}
 	return err

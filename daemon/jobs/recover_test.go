@@ -104,7 +104,7 @@ func TestContinuesAfterKill(t *testing.T) {
 		m := manager(t, Options{Store: s, Durable: true, Runner: runnerFunc(done)})
 		synctest.Wait()
 		for id, want := range map[string]models.Status{
-			"aaaa": models.Completed, "bbbb": models.Failed, "cccc": models.Cancelled, "dddd": models.Completed,
+			"aaaa": models.Completed, "bbbb": models.Cancelled, "cccc": models.Cancelled, "dddd": models.Completed,
 		} {
 			j := get(t, m, id)
 			if j.Status != want {
@@ -113,6 +113,28 @@ func TestContinuesAfterKill(t *testing.T) {
 			if (want != models.Completed) != strings.Contains(j.Error, "password was held in its memory") {
 				t.Errorf("%s: %q", id, j.Error)
 			}
+		}
+	})
+}
+
+// TestHeldJobSaysWhyItEnds: a running job whose password ends with the daemon.
+func TestHeldJobSaysWhyItEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := memory.New(0)
+		m := NewManager(Options{Store: s, Durable: true, Runner: runnerFunc(until)})
+		d := def(1)
+		d.VCenter = &models.VCenter{Server: "vc", Username: "u", Password: "p"}
+		id := submit(t, m, d)
+		synctest.Wait()
+		if err := m.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		recs, err := s.Load(t.Context(), store.Filter{})
+		if err != nil || len(recs) != 1 {
+			t.Fatalf("%d records, %v", len(recs), err)
+		}
+		if j := recs[0].Job; j.ID != id || j.Status != models.Cancelled || !strings.Contains(j.Error, "password was held in its memory") {
+			t.Errorf("%s: %q", j.Status, j.Error)
 		}
 	})
 }

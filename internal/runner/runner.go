@@ -18,9 +18,13 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/vsphere"
 )
 
-// closeTimeout bounds a logout: the server ends an abandoned session by
-// itself.
-const closeTimeout = 5 * time.Second
+// The server ends an abandoned session by itself.
+const (
+	// closeTimeout bounds a logout.
+	closeTimeout = 5 * time.Second
+	// closeAllTimeout bounds those of Close, which the end of a daemon waits for.
+	closeAllTimeout = time.Second
+)
 
 // Options say which vCenters a Runner knows.
 type Options struct {
@@ -118,13 +122,14 @@ func VMs(list []vsphere.VMSummary) []models.VM {
 	return out
 }
 
-// Close logs all shared sessions out.
+// Close logs all shared sessions out, for at most a second. Nobody may use the
+// Runner any more.
 func (r *Runner) Close() error {
 	r.mu.Lock()
 	sessions := slices.Collect(maps.Values(r.sessions))
 	r.sessions = map[string]*session{}
 	r.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), closeAllTimeout)
 	defer cancel()
 	var errs []error
 	for _, s := range sessions {
