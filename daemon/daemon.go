@@ -127,6 +127,12 @@ func Run(ctx context.Context, opts Options) error {
 		}
 		return err
 	}
+	know := func(cfg Config) {
+		for name := range cfg.VCenters {
+			counts.Know(name)
+		}
+	}
+	know(cfg)
 	manager := jobs.NewManager(jobs.Options{ //nolint:contextcheck // jobs outlive ctx: stop ends them in order
 		Runner: worker{opts.Runner, live}, Store: kept, Durable: cfg.StateDir != "", Logger: log,
 		MaxRunning: cfg.MaxRunning, Limits: pace.New(paceOf(cfg)), OnEnd: counts.Ended,
@@ -170,6 +176,7 @@ func Run(ctx context.Context, opts Options) error {
 			if reload(opts, live, log, audit) {
 				now := live.current.Load().cfg
 				manager.SetLimits(now.MaxRunning, paceOf(now))
+				know(now)
 			}
 			notify.Ready("Serving " + addr)
 		}

@@ -75,7 +75,17 @@ func New() *Metrics {
 			Name: "hyper2kvm_build_info", Help: "Always 1; what runs is in the labels.",
 			ConstLabels: prometheus.Labels{"version": models.Version, "goversion": runtime.Version()},
 		}, func() float64 { return 1 }))
+	m.Know("default")
+	m.Know("own")
 	return m
+}
+
+// Know lets the ends of jobs of a vCenter be counted from zero: how much a
+// counter has grown is not known of one that begins at 1.
+func (m *Metrics) Know(vcenter string) {
+	for _, s := range []models.Status{models.Completed, models.Failed, models.Cancelled} {
+		m.ends.WithLabelValues(vcenter, string(s))
+	}
 }
 
 // Host counts what happens with one host. Its methods are safe for concurrent

@@ -76,12 +76,15 @@ func scrape(t *testing.T, m *Metrics, jobs Jobs, log *slog.Logger) string {
 }
 
 func TestScrape(t *testing.T) {
-	text := scrape(t, busy(), site{}, slog.New(slog.DiscardHandler))
+	m := busy()
+	m.Know("munich")
+	text := scrape(t, m, site{}, slog.New(slog.DiscardHandler))
 	for _, want := range []string{
 		`hyper2kvm_transfer_bytes_total{host="esx1",vcenter="berlin"} 1024`, `hyper2kvm_transfer_retries_total{host="esx1",vcenter="berlin"} 1`,
 		`hyper2kvm_lease_renewals_total{host="esx1",vcenter="berlin"} 1`, `hyper2kvm_lease_renewal_failures_total{host="esx1",vcenter="berlin"} 1`,
 		`hyper2kvm_files_verified_total{host="esx1",proof="host-manifest",vcenter="berlin"} 1`, `hyper2kvm_verification_failures_total{host="esx1",vcenter="berlin"} 1`,
 		`hyper2kvm_job_ends_total{status="completed",vcenter="berlin"} 1`, `hyper2kvm_job_ends_total{status="cancelled",vcenter="default"} 1`,
+		`hyper2kvm_job_ends_total{status="failed",vcenter="default"} 0`, `hyper2kvm_job_ends_total{status="failed",vcenter="munich"} 0`,
 		`hyper2kvm_job_queue_wait_seconds_sum 5`, `hyper2kvm_job_queue_wait_seconds_count 1`, `hyper2kvm_job_duration_seconds_sum{status="completed"} 90`,
 		`hyper2kvm_jobs{status="pending"} 5`, `hyper2kvm_jobs{status="running"} 2`, `hyper2kvm_jobs{status="completed"} 7`,
 		`hyper2kvm_jobs{status="failed"} 1`, `hyper2kvm_jobs{status="cancelled"} 3`,
