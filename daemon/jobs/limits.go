@@ -3,10 +3,12 @@ package jobs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
+	"github.com/hyper2kvm/hyper2kvm/daemon/store"
 	"github.com/hyper2kvm/hyper2kvm/internal/pace"
 	"github.com/hyper2kvm/hyper2kvm/internal/problem"
 )
@@ -65,7 +67,9 @@ func (m *Manager) ChangeLimits(ctx context.Context, r models.LimitsRequest) (mod
 		runs = append(runs, run)
 	}
 	for _, run := range runs {
-		run.pace.SetBandwidth(int64(*r.JobBandwidth))
+		if err := m.changeBandwidth(ctx, run, *r.JobBandwidth); err != nil {
+			return models.Limits{}, problem.New(problem.KindOf(err), what, fmt.Errorf("of job %s: %w", run.job.ID, err), "look at it with h2kvmctl limits")
+		}
 	}
 	m.limits.Lock() // two changes at once must not undo each other
 	defer m.limits.Unlock()
@@ -84,6 +88,24 @@ func (m *Manager) ChangeLimits(ctx context.Context, r models.LimitsRequest) (mod
 		m.setMaxRunning(*r.MaxRunningJobs)
 	}
 	return m.Limits(ctx)
+}
+
+// changeBandwidth makes a bandwidth the job's own, so that it still has it when
+// it goes on after a stop.
+func (m *Manager) changeBandwidth(ctx context.Context, r *run, b models.Bandwidth) error {
+	_, err := m.store.Transition(ctx, r.job.ID, models.Running, models.Running, func(rec *store.Record) error {
+		if rec.Owner != m.owner {
+			return ErrClaimLost
+		}
+		rec.Job.Definition.Options.Bandwidth = &b
+		rec.Job.UpdatedAt = time.Now().UTC()
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	r.pace.SetBandwidth(int64(b))
+	return nil
 }
 
 // SetLimits puts limits in force, all of them. Jobs and streams beyond them run

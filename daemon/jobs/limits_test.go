@@ -159,6 +159,10 @@ func TestJobBandwidth(t *testing.T) {
 		if err != nil || l.Jobs[id] != 1e6 || s.Pace.Bandwidth() != 1e6 || l.Bandwidth != 0 {
 			t.Errorf("%+v, %v", l, err)
 		}
+		// It is the job's own now, which another process would find.
+		if b := get(t, m, id).Definition.Options.Bandwidth; b == nil || *b != 1e6 {
+			t.Errorf("the definition has bandwidth %v", b)
+		}
 		_, err = m.ChangeLimits(t.Context(), models.LimitsRequest{JobIDs: []string{id, waiting}, JobBandwidth: new(models.Bandwidth(2e6))})
 		wantKind(t, err, problem.Conflict, "is pending")
 		_, err = m.ChangeLimits(t.Context(), models.LimitsRequest{JobIDs: []string{"00000000"}, JobBandwidth: new(models.Bandwidth(2e6))})

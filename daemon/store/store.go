@@ -69,8 +69,9 @@ type Store interface {
 	// no such job and with ErrStale when its status is not from. The status is
 	// set first; then change, when it is not nil, may alter the rest. An error
 	// of change is returned and leaves the record as it was. Change must
-	// not call the store and may be called more than once. The id, definition
-	// and time of creation cannot be changed. The new record is returned.
+	// not call the store and may be called more than once. The id, the time
+	// of creation and, but for its bandwidth, the definition cannot be changed.
+	// The new record is returned.
 	//
 	// The store does not judge which transitions make sense; the manager does.
 	Transition(ctx context.Context, id string, from, to models.Status, change func(*Record) error) (Record, error)

@@ -97,8 +97,10 @@ func (s *Store) Transition(ctx context.Context, id string, from, to models.Statu
 		}
 	}
 	next = clone(next)
+	bandwidth := next.Job.Definition.Options.Bandwidth
 	next.Job.ID, next.Job.Status = r.Job.ID, to
 	next.Job.Definition, next.Job.CreatedAt = r.Job.Definition, r.Job.CreatedAt
+	next.Job.Definition.Options.Bandwidth = bandwidth
 	if other, ok := s.outputs[r.Job.Definition.OutputPath]; ok && other != id && !to.Final() {
 		return store.Record{}, fmt.Errorf("change job %s: %w", id, &store.OutputError{ID: other, Path: r.Job.Definition.OutputPath})
 	}

@@ -104,7 +104,9 @@ func (s *Store) Transition(ctx context.Context, id string, from, to models.Statu
 				return err
 			}
 		}
+		bandwidth := next.Job.Definition.Options.Bandwidth
 		next.Job.ID, next.Job.Status, next.Job.Definition, next.Job.CreatedAt = r.Job.ID, to, r.Job.Definition, r.Job.CreatedAt
+		next.Job.Definition.Options.Bandwidth = bandwidth
 		if err := outputFree(ctx, tx, next); err != nil {
 			return err
 		}

@@ -129,10 +129,12 @@ func transition(t *testing.T, s store.Store) {
 		r.Owner, r.AliveUntil = "me", alive
 		r.Job.StartedAt, r.Job.UpdatedAt = &alive, alive
 		r.Job.ID, r.Job.Definition.OutputPath = "evil", "/evil"
+		r.Job.Definition.Options.Bandwidth = new(models.Bandwidth(7))
 		return nil
 	})
 	must(t, err)
-	if rec.Owner != "me" || !rec.AliveUntil.Equal(alive) || rec.Job.Status != models.Running || rec.Job.ID != "a" || rec.Job.Definition.OutputPath != "/out/a" {
+	if rec.Owner != "me" || !rec.AliveUntil.Equal(alive) || rec.Job.Status != models.Running || rec.Job.ID != "a" || rec.Job.Definition.OutputPath != "/out/a" ||
+		rec.Job.Definition.Options.Bandwidth == nil || *rec.Job.Definition.Options.Bandwidth != 7 {
 		t.Errorf("record is %+v", rec)
 	}
 	_, err = s.Transition(ctx, "a", models.Running, models.Running, func(r *store.Record) error { return nil })

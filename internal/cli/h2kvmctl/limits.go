@@ -61,10 +61,15 @@ func (a *app) limits(ctx context.Context, cmd *cli.Command) error {
 		return a.io.JSON(l)
 	}
 	a.showLimits(l)
-	if change {
-		a.io.Success("Changed limits, until the daemon reads its configuration again")
-	} else {
+	if !change {
 		a.io.Success("Retrieved limits")
+		return nil
+	}
+	if n := len(request.JobIDs); n > 0 {
+		a.io.Success("Changed the bandwidth of %d job(s)", n)
+	}
+	if request.MaxRunningJobs != nil || request.StreamsPerHost != nil || request.MaxStreams != nil || request.Bandwidth != nil {
+		a.io.Success("Changed limits, until the daemon reads its configuration again")
 	}
 	return nil
 }
