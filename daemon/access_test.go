@@ -368,7 +368,7 @@ func TestTLSAndTokens(t *testing.T) {
 			t.Errorf("the log holds %q", secret)
 		}
 	}
-	for _, want := range []string{"who=cert:web01, id=cert:", "who=token:wall", "outcome=denied: the role is viewer", "who=file:" + tokens + ", action=remove token, target=token:ci"} {
+	for _, want := range []string{"who=cert:web01, id=cert:", "who=token:wall", "outcome=denied: the role viewer may not do this", "who=file:" + tokens + ", action=remove token, target=token:ci"} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log lacks %q", want)
 		}

@@ -305,7 +305,7 @@ type lister struct {
 func (l lister) ListVMs(ctx context.Context, vcenter string) ([]models.VM, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(l.daemon, cancel)()
+	defer context.AfterFunc(l.daemon, cancel)() //nolint:contextcheck // the other of the two
 	vms, err := l.VMLister.ListVMs(ctx, vcenter)
 	if err != nil && l.daemon.Err() != nil {
 		err = fmt.Errorf("%w: %w", jobs.ErrStopping, err)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/daemon/auth"
@@ -43,6 +44,9 @@ func (a *api) admit(w http.ResponseWriter, r *http.Request, route route) (*http.
 			client = id.ID
 		}
 	}
+	if unknown == nil {
+		r = r.WithContext(context.WithValue(r.Context(), identityKey{}, id))
+	}
 	if wait, ok := a.opts.Access.Allow(client); !ok {
 		seconds := max(1, int(math.Ceil(wait.Seconds())))
 		w.Header().Set("Retry-After", strconv.Itoa(seconds))
@@ -50,7 +54,6 @@ func (a *api) admit(w http.ResponseWriter, r *http.Request, route route) (*http.
 			message: "this client sends too many requests", details: fmt.Sprintf("wait %d s", seconds)}
 	}
 	if unknown != nil {
-		a.denied(r, route, "denied: "+unknown.Error())
 		w.Header().Set("WWW-Authenticate", `Bearer realm="hyper2kvmd"`)
 		if !errors.Is(unknown, auth.ErrMissing) && !errors.Is(unknown, auth.ErrUnknown) {
 			return r, unknown
@@ -58,20 +61,58 @@ func (a *api) admit(w http.ResponseWriter, r *http.Request, route route) (*http.
 		return r, &failure{status: http.StatusUnauthorized, code: "unauthorized", message: unknown.Error(),
 			details: "send `Authorization: Bearer TOKEN`; h2kvmctl takes it from -token-file or H2KVMD_TOKEN, and `hyper2kvmd token add` makes one"}
 	}
-	r = r.WithContext(context.WithValue(r.Context(), identityKey{}, id))
 	if route.role != "" && !id.Role.May(route.role) {
-		a.denied(r, route, "denied: the role is "+string(id.Role))
 		return r, &failure{status: http.StatusForbidden, code: "forbidden",
 			message: fmt.Sprintf("the role %s may not do this", id.Role), details: fmt.Sprintf("use a token with the role %s", route.role)}
 	}
 	return r, nil
 }
 
-// denied writes a change that was not let through into the audit log.
-func (a *api) denied(r *http.Request, route route, outcome string) {
-	if route.role == auth.Operator {
-		a.audit(r, strings.TrimPrefix(route.path, "/jobs/"), nil, outcome)
+// refused writes a change that was not made, and why, into the audit log. An
+// empty action is no change.
+func (a *api) refused(r *http.Request, action string, err error) {
+	if action == "" {
+		return
 	}
+	status, d := describe(err)
+	outcome := "failed: "
+	switch status {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		outcome = "denied: "
+	case http.StatusTooManyRequests:
+		n := a.throttled.add(time.Now())
+		if n == 0 {
+			return
+		}
+		outcome = "denied: "
+		if n > 1 {
+			outcome = fmt.Sprintf("denied, and %d more since the last such line: ", n-1)
+		}
+	}
+	a.audit(r, action, nil, outcome+d.Message)
+}
+
+// tally sums up what would flood the audit log.
+type tally struct {
+	mu   sync.Mutex
+	n    int
+	said time.Time
+}
+
+// tallyEvery is how often a sum is told.
+const tallyEvery = 10 * time.Second
+
+// add counts one more and gives the sum when it is to be told, else 0.
+func (t *tally) add(now time.Time) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.n++
+	if now.Sub(t.said) < tallyEvery {
+		return 0
+	}
+	n := t.n
+	t.n, t.said = 0, now
+	return n
 }
 
 // audit writes one line on a change: who, from where, what to which jobs, and

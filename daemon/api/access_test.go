@@ -174,17 +174,59 @@ func TestAccess(t *testing.T) {
 	_, body = do("POST", "/jobs/submit", operatorToken, "jobs:\n- {vm_path: b, output_path: /p}\n- {vm_path: c, output_path: q}\n")
 	id := body[strings.Index(body, `["`)+2:][:36]
 	do("POST", "/jobs/cancel", operatorToken, `{"job_ids":[]}`)
+	do("POST", "/jobs/retry", operatorToken, `{`)
+	do("POST", "/limits/change", operatorToken, `{"max_streams":12}`)
+	do("GET", "/jobs/retry", operatorToken, "")
+	g.tired = []string{"token:1"}
+	for range 3 {
+		do("POST", "/jobs/cancel", operatorToken, `{"job_ids":["cafecafe"]}`)
+	}
+	g.tired = nil
+	for header, value := range map[string]string{"Host": "evil.example.com", "Origin": "https://evil.example.com"} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, srv.URL+"/jobs/cancel", strings.NewReader(`{"job_ids":["cafecafe"]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if req.Header.Set(header, value); header == "Host" {
+			req.Host = value
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != http.StatusForbidden {
+			t.Errorf("%s: %d", header, resp.StatusCode)
+		}
+	}
+	for _, path := range []string{"//status", "/./status", "/jobs/../status", "/status/"} {
+		if resp, body := do("GET", path, "", ""); resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%s without a token: %d %s", path, resp.StatusCode, body)
+		}
+		if resp, body := do("GET", path, operatorToken, ""); resp.StatusCode != http.StatusNotFound || !strings.Contains(body, `"code":"not_found"`) {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
 	text := out.String()
+	if n := strings.Count(text, "this client sends too many requests"); n != 1 {
+		t.Errorf("%d lines tell of too many requests, want one that sums up", n)
+	}
 	for _, want := range []string{
 		"INFO: audit | who=token:ci, id=token:1, role=operator, remote=127.0.0.1:",
 		fmt.Sprintf(`, action=submit, jobs=%s, outcome="accepted 1, rejected 1"`, id),
 		`, action=cancel, jobs="", outcome="cancelled 0, failed 1"`,
-		`, action=cancel, jobs="", outcome=failed`,
+		`, action=cancel, jobs="", outcome=failed: cancel jobs: no job id was given`,
+		`, action=retry, jobs="", outcome=failed: read request: unexpected EOF`,
+		`, action=retry, jobs="", outcome="failed: /jobs/retry does not take \"GET\""`,
+		`, action=change limits, jobs="", outcome=done: max_streams 0 to 12`,
+		`, action=submit, jobs="", outcome=failed: the body is larger than`,
+		`, action=cancel, jobs="", outcome=denied: this client sends too many requests`,
+		`, action=cancel, jobs="", outcome="denied: the host \"evil.example.com\" is not this daemon's"`,
+		`, action=cancel, jobs="", outcome="denied: the origin \"https://evil.example.com\" is not this daemon's"`,
 		`who=unknown, id="", role="", remote=127.0.0.1:`,
 		`, action=submit, jobs="", outcome=denied: the request carries no token`,
 		`, action=cancel, jobs="", outcome=denied: the token or certificate is unknown or has expired`,
 		`who=token:board, id=token:2, role=viewer, remote=127.0.0.1:`,
-		`, action=submit, jobs="", outcome=denied: the role is viewer`,
+		`, action=submit, jobs="", outcome=denied: the role viewer may not do this`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the log lacks %q", want)

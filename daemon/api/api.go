@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"path"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -105,46 +106,56 @@ func NewHandler(opts Options) http.Handler {
 	if opts.Access == nil {
 		opts.Access = everybody{}
 	}
-	a := &api{opts: opts, log: opts.Logger}
+	a := &api{opts: opts, log: opts.Logger, actions: map[string]string{}}
 	mux := http.NewServeMux()
 	// Paths are registered without a method, so that the adapter answers a
 	// wrong one, too, in the API's own way.
 	for _, r := range a.routes() {
 		mux.Handle(r.path, a.adapt(r))
+		a.actions[r.path] = r.action
 	}
-	return a.outer(guard(opts.Access.KnownHost, a, mux))
+	unknown := a.adapt(route{role: auth.Viewer, path: "/", handle: a.unknown})
+	return a.outer(guard(opts.Access.KnownHost, a, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// The mux would redirect to the clean path, and ask nobody for a token.
+		if p := r.URL.EscapedPath(); path.Clean(p) != p && path.Clean(p)+"/" != p {
+			unknown.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})))
 }
 
 // routes are all paths of the API. Each is in openapi.yaml, which a test holds.
 func (a *api) routes() []route {
 	return []route{
-		{http.MethodGet, "/health", "", a.health},
-		{http.MethodGet, "/status", auth.Viewer, a.status},
-		{http.MethodPost, "/jobs/submit", auth.Operator, a.submit},
-		{http.MethodPost, "/jobs/query", auth.Viewer, a.query},
-		{http.MethodPost, "/jobs/cancel", auth.Operator, a.cancel},
-		{http.MethodPost, "/jobs/retry", auth.Operator, a.retry},
-		{http.MethodGet, "/jobs/{id}", auth.Viewer, a.job},
-		{http.MethodGet, "/jobs/{id}/logs", auth.Viewer, a.logs},
-		{http.MethodGet, "/jobs/{id}/events", auth.Viewer, a.events},
-		{http.MethodGet, "/events", auth.Viewer, a.events},
-		{http.MethodGet, "/limits", auth.Viewer, a.limits},
-		{http.MethodPost, "/limits/change", auth.Operator, a.changeLimits},
-		{http.MethodGet, "/vms", auth.Viewer, a.vms},
-		{http.MethodGet, "/metrics", auth.Viewer, a.metrics},
-		{http.MethodGet, "/openapi.yaml", auth.Viewer, a.description},
-		{http.MethodGet, "/debug/pprof/{$}", auth.Operator, a.profiles},
-		{http.MethodGet, "/debug/pprof/{profile}", auth.Operator, a.profile},
-		{"", "/", auth.Viewer, a.unknown},
+		{http.MethodGet, "/health", "", "", a.health},
+		{http.MethodGet, "/status", auth.Viewer, "", a.status},
+		{http.MethodPost, "/jobs/submit", auth.Operator, "submit", a.submit},
+		{http.MethodPost, "/jobs/query", auth.Viewer, "", a.query},
+		{http.MethodPost, "/jobs/cancel", auth.Operator, "cancel", a.cancel},
+		{http.MethodPost, "/jobs/retry", auth.Operator, "retry", a.retry},
+		{http.MethodGet, "/jobs/{id}", auth.Viewer, "", a.job},
+		{http.MethodGet, "/jobs/{id}/logs", auth.Viewer, "", a.logs},
+		{http.MethodGet, "/jobs/{id}/events", auth.Viewer, "", a.events},
+		{http.MethodGet, "/events", auth.Viewer, "", a.events},
+		{http.MethodGet, "/limits", auth.Viewer, "", a.limits},
+		{http.MethodPost, "/limits/change", auth.Operator, "change limits", a.changeLimits},
+		{http.MethodGet, "/vms", auth.Viewer, "", a.vms},
+		{http.MethodGet, "/metrics", auth.Viewer, "", a.metrics},
+		{http.MethodGet, "/openapi.yaml", auth.Viewer, "", a.description},
+		{http.MethodGet, "/debug/pprof/{$}", auth.Operator, "take profile", a.profiles},
+		{http.MethodGet, "/debug/pprof/{profile}", auth.Operator, "take profile", a.profile},
+		{"", "/", auth.Viewer, "", a.unknown},
 	}
 }
 
 // route is one path of the API. An empty method takes any. Role is what its
-// client must have; the empty one is for what is open to everybody. What asks
-// for an operator is a change, and is written into the audit log.
+// client must have; the empty one is for what is open to everybody. Action is
+// what the audit log calls it, done or refused; empty for what changes nothing.
 type route struct {
 	method, path string
 	role         auth.Role
+	action       string
 	handle       handler
 }
 
@@ -156,6 +167,8 @@ func (a *api) unknown(_ http.ResponseWriter, r *http.Request) (any, error) {
 type api struct {
 	opts      Options
 	log       *slog.Logger
+	actions   map[string]string // of paths, as route has them
+	throttled tally
 	profiling sync.Mutex // held while a profile is being taken
 }
 
@@ -192,12 +205,16 @@ func (a *api) serve(route route) http.Handler {
 	method := route.method
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r, err := a.admit(w, r, route)
-		if err != nil {
+		fail := func(err error) {
+			a.refused(r, route.action, err)
 			a.fail(w, r, err)
+		}
+		if err != nil {
+			fail(err)
 			return
 		}
 		if r.ContentLength > MaxBody {
-			a.fail(w, r, errTooLarge())
+			fail(errTooLarge())
 			return
 		}
 		if method != "" && r.Method != method && (method != http.MethodGet || r.Method != http.MethodHead) {
@@ -206,7 +223,7 @@ func (a *api) serve(route route) http.Handler {
 				allow = "GET, HEAD"
 			}
 			w.Header().Set("Allow", allow)
-			a.fail(w, r, &failure{status: http.StatusMethodNotAllowed, code: "method_not_allowed",
+			fail(&failure{status: http.StatusMethodNotAllowed, code: "method_not_allowed",
 				message: fmt.Sprintf("%s does not take %.20q", r.URL.Path, r.Method), details: "use " + allow})
 			return
 		}
@@ -214,13 +231,13 @@ func (a *api) serve(route route) http.Handler {
 		switch v := value.(type) {
 		case nil:
 			if err != nil {
-				a.fail(w, r, err)
+				fail(err)
 			}
 		case reply:
 			a.write(w, r, v.status, v.body)
 		default:
 			if err != nil {
-				a.fail(w, r, err)
+				fail(err)
 				return
 			}
 			a.write(w, r, http.StatusOK, v)
@@ -371,7 +388,11 @@ func (a *api) submit(w http.ResponseWriter, r *http.Request) (any, error) {
 	out := submitted{SubmitResponse: models.SubmitResponse{JobIDs: []string{}, Errors: []string{}}}
 	// Deferred, so that a batch that ends in a panic is on record as far as it
 	// came.
+	audited := true
 	defer func() {
+		if !audited {
+			return // it is refused as a whole
+		}
 		a.audit(r, "submit", out.JobIDs, fmt.Sprintf("accepted %d, rejected %d", out.Accepted, out.Rejected))
 	}()
 	var first error
@@ -391,6 +412,7 @@ func (a *api) submit(w http.ResponseWriter, r *http.Request) (any, error) {
 	ctx := context.WithoutCancel(r.Context())
 	entries, err := jobfile.Parse(data, r.Header.Get("Content-Type"), "")
 	if errors.Is(err, jobfile.ErrContentType) {
+		audited = false
 		return nil, &failure{status: http.StatusUnsupportedMediaType, code: "unsupported_media_type",
 			message: fmt.Sprintf("cannot read a job file of type %.80q", r.Header.Get("Content-Type")),
 			details: "send Content-Type: application/json or application/yaml"}
@@ -445,7 +467,6 @@ func (a *api) cancel(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	out, err := a.opts.Manager.Cancel(r.Context(), q.JobIDs)
 	if err != nil {
-		a.audit(r, "cancel", nil, "failed")
 		return nil, err
 	}
 	a.audit(r, "cancel", out.Cancelled, fmt.Sprintf("cancelled %d, failed %d", len(out.Cancelled), len(out.Failed)))
@@ -459,7 +480,6 @@ func (a *api) retry(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	out, err := a.opts.Manager.Retry(r.Context(), q.JobIDs)
 	if err != nil {
-		a.audit(r, "retry", nil, "failed")
 		return nil, err
 	}
 	a.audit(r, "retry", out.Retried, fmt.Sprintf("retried %d, failed %d", len(out.Retried), len(out.Failed)))
@@ -475,13 +495,34 @@ func (a *api) changeLimits(w http.ResponseWriter, r *http.Request) (any, error) 
 	if err := readJSON(w, r, &q); err != nil {
 		return nil, err
 	}
-	out, err := a.opts.Manager.ChangeLimits(r.Context(), q)
+	before, err := a.opts.Manager.Limits(r.Context())
 	if err != nil {
-		a.audit(r, "change limits", q.JobIDs, "failed")
 		return nil, err
 	}
-	a.audit(r, "change limits", q.JobIDs, "done")
+	out, err := a.opts.Manager.ChangeLimits(r.Context(), q)
+	if err != nil {
+		return nil, err
+	}
+	a.audit(r, "change limits", q.JobIDs, "done: "+changes(q, before, out))
 	return out, nil
+}
+
+// changes says what a request has changed.
+func changes(q models.LimitsRequest, before, after models.Limits) string {
+	var out []string
+	add := func(on bool, name string, from, to int64) {
+		if on {
+			out = append(out, fmt.Sprintf("%s %d to %d", name, from, to))
+		}
+	}
+	add(q.MaxRunningJobs != nil, "max_running_jobs", int64(before.MaxRunningJobs), int64(after.MaxRunningJobs))
+	add(q.StreamsPerHost != nil, "streams_per_host", int64(before.StreamsPerHost), int64(after.StreamsPerHost))
+	add(q.MaxStreams != nil, "max_streams", int64(before.MaxStreams), int64(after.MaxStreams))
+	add(q.Bandwidth != nil, "bandwidth", int64(before.Bandwidth), int64(after.Bandwidth))
+	if q.JobBandwidth != nil {
+		out = append(out, fmt.Sprintf("job_bandwidth to %d", int64(*q.JobBandwidth)))
+	}
+	return strings.Join(out, ", ")
 }
 
 func (a *api) metrics(w http.ResponseWriter, r *http.Request) (any, error) {
@@ -501,6 +542,11 @@ func (a *api) vms(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = problem.New(problem.Unreachable, "list virtual machines", fmt.Errorf("vCenter took longer than %s", vmsTimeout), "try again")
+		}
+		if p, ok := errors.AsType[*problem.Error](err); ok && p.Kind == problem.Unauthorized {
+			// Not 401 or 403: those speak of what the client sent to the daemon.
+			_, d := describe(err)
+			return nil, &failure{status: http.StatusBadGateway, code: "vcenter_unauthorized", message: d.Message, details: d.Details}
 		}
 		return nil, err
 	}

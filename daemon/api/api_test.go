@@ -229,7 +229,7 @@ func TestErrorsThroughTheClient(t *testing.T) {
 			return err
 		}, problem.Invalid, 400, "invalid", "known: prod"},
 		"vcenter down": {func() error { _, err := s.client.VMs(ctx, "", "down"); return err }, problem.Unreachable, 502, "unreachable", "check GOVC_URL"},
-		"vcenter auth": {func() error { _, err := s.client.VMs(ctx, "", "login"); return err }, problem.Unauthorized, 401, "unauthorized", "wrong password"},
+		"vcenter auth": {func() error { _, err := s.client.VMs(ctx, "", "login"); return err }, problem.Unauthorized, 502, "vcenter_unauthorized", "wrong password"},
 		"panic":        {func() error { _, err := s.client.VMs(ctx, "", "panic"); return err }, problem.Failed, 500, "internal", "internal error"},
 		"internal":     {func() error { _, err := s.client.VMs(ctx, "", "odd"); return err }, problem.Failed, 500, "internal", "internal error"},
 	}

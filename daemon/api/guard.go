@@ -15,14 +15,15 @@ import (
 // directly, from its own origin (the Origin header tells).
 func guard(known func(host string) bool, a *api, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		forbid := func(what, value string) {
-			a.fail(w, r, &failure{status: http.StatusForbidden, code: "forbidden",
-				message: fmt.Sprintf("the %s %.100q is not this daemon's", what, value),
-				details: "address it as localhost, or name it under hosts in the daemon's configuration"})
+		forbid := func(what, value, advice string) {
+			err := &failure{status: http.StatusForbidden, code: "forbidden",
+				message: fmt.Sprintf("the %s %.100q is not this daemon's", what, value), details: advice}
+			a.refused(r, a.actions[r.URL.Path], err)
+			a.fail(w, r, err)
 		}
 		host := hostname(r.Host)
 		if !loopback(host) && !known(host) {
-			forbid("host", r.Host)
+			forbid("host", r.Host, "address it as localhost, or name it under hosts in the daemon's configuration")
 			return
 		}
 		// Browsers send one Origin; several, or one that is "null", are foreign.
@@ -31,7 +32,7 @@ func guard(known func(host string) bool, a *api, next http.Handler) http.Handler
 			u, err := url.Parse(o)
 			// Without TLS a proxy before the daemon may have it.
 			if err != nil || len(origins) > 1 || u.Scheme != "https" && (u.Scheme != "http" || r.TLS != nil) || !strings.EqualFold(u.Host, r.Host) {
-				forbid("origin", o)
+				forbid("origin", o, "pages of other origins may not use the daemon: send no Origin, or have a proxy serve them under its address")
 				return
 			}
 		}

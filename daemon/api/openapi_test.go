@@ -389,7 +389,7 @@ func (b *bench) otherAnswers(t *testing.T) {
 		t.Errorf("the metrics are %s", got)
 	}
 	b.want(t, 200, request{method: "GET", pattern: "/vms", path: "/vms?pattern=WEB*"})
-	for vcenter, status := range map[string]int{"odd": 400, "login": 401, "nowhere": 404, "down": 502, "bad": 500} {
+	for vcenter, status := range map[string]int{"odd": 400, "login": 502, "nowhere": 404, "down": 502, "bad": 500} {
 		b.want(t, status, request{method: "GET", pattern: "/vms", path: "/vms?vcenter=" + vcenter})
 	}
 	b.want(t, 404, request{method: "POST", pattern: "/jobs/query", body: `{"job_ids":["cafecafe"]}`})

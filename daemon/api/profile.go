@@ -80,7 +80,7 @@ func (a *api) profile(w http.ResponseWriter, r *http.Request) (any, error) {
 		}
 		defer a.profiling.Unlock()
 	}
-	a.audit(r, "take profile "+name, nil, "done")
+	a.audit(r, "take profile", nil, "done: "+name)
 	handle(w, r)
 	return nil, nil
 }

@@ -78,7 +78,7 @@ func TestProfilesAreForThisMachine(t *testing.T) {
 	if _, body := ask("/debug/pprof/goroutine?debug=1", here, operatorToken); !strings.Contains(body, "goroutine profile: total") {
 		t.Errorf("%.100q", body)
 	}
-	if text := out.String(); !strings.Contains(text, "who=token:ci") || !strings.Contains(text, "action=take profile heap") {
+	if text := out.String(); !strings.Contains(text, "who=token:ci") || !strings.Contains(text, `action=take profile, jobs="", outcome=done: heap`) {
 		t.Errorf("the audit log is %.500s", text)
 	}
 }

@@ -447,7 +447,7 @@ func kindOf(e *Error) problem.Kind {
 		return problem.Conflict
 	case "not_found":
 		return problem.NotFound
-	case "unauthorized", "forbidden":
+	case "unauthorized", "forbidden", "vcenter_unauthorized":
 		return problem.Unauthorized
 	case "unreachable", "stopping":
 		return problem.Unreachable

@@ -68,6 +68,32 @@ func (r *Runner) Run(ctx context.Context, spec jobs.Spec, sink progress.Sink) (m
 	if err := checkDefinition(def); err != nil {
 		return models.Result{}, err
 	}
+	result, err := r.run(ctx, spec, sink)
+	return result, place(err, def.VCenter)
+}
+
+// settings are the keys of a configured vCenter, and of one that came with a
+// job, for the variables that vsphere's advice names.
+var settings = strings.NewReplacer("GOVC_URL", "server", "GOVC_USERNAME", "username", "GOVC_PASSWORD", "password",
+	"GOVC_TLS_KNOWN_HOSTS", "known_hosts", "GOVC_TLS_CA_CERTS", "ca_certs", "GOVC_INSECURE=1", "insecure: true", "GOVC_INSECURE", "insecure")
+
+// place has an error's advice speak of where the vCenter's settings come from.
+func place(err error, vc *models.VCenter) error {
+	p, ok := errors.AsType[*problem.Error](err)
+	if !ok || vc == nil || !strings.Contains(p.Advice, "GOVC_") {
+		return err
+	}
+	of := " (of the job's vcenter)"
+	if vc.Name != "" {
+		of = fmt.Sprintf(" (of vCenter %q in the daemon's configuration)", vc.Name)
+	}
+	said := *p
+	said.Advice = settings.Replace(p.Advice) + of
+	return &said
+}
+
+func (r *Runner) run(ctx context.Context, spec jobs.Spec, sink progress.Sink) (models.Result, error) {
+	def := spec.Definition
 	if vc := def.VCenter; vc != nil && vc.Name == "" {
 		cfg, err := inline(vc)
 		if err != nil {
@@ -98,13 +124,17 @@ func (r *Runner) bounds(spec jobs.Spec) Bounds {
 
 // ListVMs gives the VMs of the vCenter of that name, "" for the default one.
 func (r *Runner) ListVMs(ctx context.Context, vcenter string) ([]models.VM, error) {
+	var vc *models.VCenter
+	if vcenter != "" {
+		vc = &models.VCenter{Name: vcenter}
+	}
 	client, err := r.client(ctx, vcenter)
 	if err != nil {
-		return nil, err
+		return nil, place(err, vc)
 	}
 	list, err := client.ListVMs(ctx)
 	if err != nil {
-		return nil, err
+		return nil, place(err, vc)
 	}
 	return VMs(list), nil
 }
