@@ -211,7 +211,7 @@ func TestExposure(t *testing.T) {
 		"bad root":             {Config{Addr: "localhost:0", OutputRoots: []string{"/etc/x"}}, "system folder"},
 		"no port":              {Config{Addr: "localhost"}, "HOST:PORT"},
 	} {
-		err := Check(t.Context(), c.cfg)
+		_, err := Check(t.Context(), c.cfg)
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || problem.KindOf(err) != problem.Invalid) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}

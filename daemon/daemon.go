@@ -65,18 +65,6 @@ type Options struct {
 	Load    func() (cfg Config, inForce func(), err error)
 }
 
-// Check says whether Run could work with a configuration, as far as can be
-// told without listening: files, folders and the rule who may be served.
-func Check(ctx context.Context, cfg Config) error {
-	where, err := resolve(ctx, cfg.Addr)
-	if err != nil {
-		return err
-	}
-	silent := slog.New(slog.DiscardHandler)
-	_, err = newSettings(cfg, where.exposed, nil, silent, silent)
-	return err
-}
-
 // Run serves until ctx ends. Then it stops in this order: no new connections
 // and no new jobs; running jobs are cancelled and waited for; event streams
 // and answers under way end. The error is nil after a clean stop. An address

@@ -29,6 +29,14 @@ const (
 	probeTimeout = 2 * time.Second
 )
 
+// CheckSocketPath refuses a path that is too long for a socket.
+func CheckSocketPath(path string) error {
+	if len(path) > maxSocketPath {
+		return problem.New(problem.Invalid, "listen on "+path, fmt.Errorf("its name has %d bytes", len(path)), fmt.Sprintf("choose one of at most %d", maxSocketPath))
+	}
+	return nil
+}
+
 // ListenUnix listens on a unix socket at path. The socket gets its place once
 // its permissions are set; one that a daemon left behind is replaced, one that
 // somebody listens on, and a file that is no socket, are not. Close removes
@@ -36,8 +44,8 @@ const (
 func ListenUnix(ctx context.Context, path string) (net.Listener, error) {
 	what := "listen on " + path
 	fail := func(err error, advice string) error { return problem.New(problem.Failed, what, err, advice) }
-	if len(path) > maxSocketPath {
-		return nil, problem.New(problem.Invalid, what, fmt.Errorf("its name has %d bytes", len(path)), fmt.Sprintf("choose one of at most %d", maxSocketPath))
+	if err := CheckSocketPath(path); err != nil {
+		return nil, err
 	}
 	if err := vacant(ctx, path); err != nil {
 		return nil, problem.New(problem.Conflict, what, err, "stop what uses it, or choose another with unix_socket")

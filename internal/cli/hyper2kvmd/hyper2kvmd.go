@@ -194,10 +194,11 @@ func (d *command) check(ctx context.Context, given config.Flags) error {
 	if err != nil {
 		return err
 	}
-	if err := daemon.Check(ctx, cfg); err != nil {
+	warnings, err := daemon.Check(ctx, cfg)
+	if err != nil {
 		return err
 	}
-	for _, w := range cfg.Warnings {
+	for _, w := range append(cfg.Warnings, warnings...) {
 		d.io.Warn("%s", w)
 	}
 	file := cfg.File
