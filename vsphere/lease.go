@@ -138,7 +138,7 @@ func (c *Client) openLease(ctx context.Context, what string, entities []types.Ma
 				if aerr := c.abort(actx, ref, err); aerr != nil && !gone(aerr, ref) {
 					c.log.Warn("could not abort lease", slog.String("lease", ref.Value), slog.String("error", reason(aerr).Error()))
 				}
-				return nil, err
+				return nil, &settledError{err} // or said just now
 			}
 			return l, nil
 		},

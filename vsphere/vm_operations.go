@@ -283,6 +283,17 @@ func (c *Client) createSnapshot(ctx context.Context, vm types.ManagedObjectRefer
 	return snapshot, err
 }
 
+// settledError is an error after which nothing is left at the server that has
+// not been spoken of.
+type settledError struct{ error }
+
+func (e *settledError) Unwrap() error { return e.error }
+
+func settled(err error) bool {
+	_, ok := errors.AsType[*settledError](err)
+	return ok
+}
+
 // handover runs take in a goroutine that outlives ctx. When ctx has ended
 // before take has, it returns at once, and what take still gets is given to
 // drop: a lease or snapshot that nobody knows of must not stay behind. Both have
@@ -305,7 +316,7 @@ func handover[T any](ctx context.Context, c *Client, name string, d time.Duratio
 			switch {
 			case err == nil:
 				drop(ctx, v)
-			case !answered(err):
+			case !answered(err) && !settled(err):
 				c.log.Error("the server did not say what became of a cancelled request, look whether something stayed behind",
 					slog.String("request", name), slog.String("error", reason(err).Error()))
 			}

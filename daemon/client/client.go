@@ -436,6 +436,9 @@ func answerError(what string, resp *http.Response, data []byte) error {
 	if e.Message == "" {
 		advice = "check that -daemon or H2KVMD_URL names a hyper2kvmd"
 	}
+	if strings.HasPrefix(e.Message, what+": ") {
+		what = "" // the daemon calls it the same
+	}
 	return problem.New(kindOf(e), what, e, advice)
 }
 

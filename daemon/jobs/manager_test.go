@@ -346,6 +346,7 @@ func TestFindAndQuery(t *testing.T) {
 		total int
 	}{
 		{models.QueryRequest{All: true}, "123", 3},
+		{models.QueryRequest{All: true, JobIDs: []string{"beef", "abcd0000-0000-4000-8000-000000000001", "beef"}}, "13", 2},
 		{models.QueryRequest{All: true, Limit: 2}, "23", 3},
 		{models.QueryRequest{JobIDs: []string{"beef", "abcd0000-0000-4000-8000-000000000001", "beef"}}, "13", 2},
 		{models.QueryRequest{Status: []models.Status{models.Pending}}, "123", 3},

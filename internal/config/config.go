@@ -186,10 +186,11 @@ func StateDir(flags Flags, getenv func(string) string) (string, error) {
 type reader struct {
 	Config
 	credentials credentials
+	from        map[string]string // where a setting comes from, by its key in the file
 }
 
 func read(flags Flags, getenv func(string) string, cred credentials) (*reader, error) {
-	c := &reader{credentials: cred, Config: Config{
+	c := &reader{credentials: cred, from: map[string]string{}, Config: Config{
 		Addr: DefaultAddr, MaxRunning: DefaultMaxRunning, StreamsPerHost: DefaultStreamsPerHost, LogFormat: logging.Text,
 		RateLimit: RateLimit{DefaultPerSecond, DefaultBurst}, Retention: Retention{Jobs: DefaultKeepJobs},
 	}}
@@ -212,8 +213,12 @@ func read(flags Flags, getenv func(string) string, cred credentials) (*reader, e
 	if err := c.override(flags, getenv); err != nil {
 		return c, err
 	}
-	if err := c.check(); err != nil {
-		return c, problem.New(problem.Invalid, "check configuration", err, "")
+	if key, err := c.check(); err != nil {
+		what := "check configuration"
+		if from := c.from[key]; from != "" {
+			what += " (" + from + ")"
+		}
+		return c, problem.New(problem.Invalid, what, err, "")
 	}
 	return c, nil
 }
@@ -222,30 +227,42 @@ func read(flags Flags, getenv func(string) string, cred credentials) (*reader, e
 // relative paths are of the working folder.
 func (c *reader) override(flags Flags, getenv func(string) string) error {
 	fail := func(name string, err error) error {
-		return problem.New(problem.Invalid, "read environment", fmt.Errorf("%s: %w", name, err), "")
+		return problem.New(problem.Invalid, "read "+name, err, "")
+	}
+	// given gives the value of a flag or else of its variable, and notes which.
+	given := func(key, value, flag, env string) (v, name string) {
+		if value != "" {
+			v, name = value, "-"+flag
+		} else if v = getenv(env); v != "" {
+			name = env
+		}
+		if v != "" {
+			c.from[key] = name
+		}
+		return v, name
 	}
 	for _, s := range []struct {
-		to        *string
-		flag, env string
-		path      bool
+		to                    *string
+		key, value, flag, env string
+		path                  bool
 	}{
-		{&c.Addr, flags.Addr, "H2KVMD_ADDR", false},
-		{&c.UnixSocket, flags.UnixSocket, "H2KVMD_UNIX_SOCKET", true},
-		{&c.StateDir, flags.StateDir, "H2KVMD_STATE", true},
-		{&c.TokensFile, flags.TokensFile, "H2KVMD_TOKENS_FILE", true},
-		{&c.TLS.Cert, flags.TLS.Cert, "H2KVMD_TLS_CERT", true},
-		{&c.TLS.Key, flags.TLS.Key, "H2KVMD_TLS_KEY", true},
-		{&c.TLS.ClientCA, flags.TLS.ClientCA, "H2KVMD_TLS_CLIENT_CA", true},
-		{&c.LogFormat, flags.LogFormat, "H2KVMD_LOG_FORMAT", false},
+		{&c.Addr, "addr", flags.Addr, "addr", "H2KVMD_ADDR", false},
+		{&c.UnixSocket, "unix_socket", flags.UnixSocket, "unix-socket", "H2KVMD_UNIX_SOCKET", true},
+		{&c.StateDir, "state_dir", flags.StateDir, "state", "H2KVMD_STATE", true},
+		{&c.TokensFile, "tokens_file", flags.TokensFile, "tokens-file", "H2KVMD_TOKENS_FILE", true},
+		{&c.TLS.Cert, "tls", flags.TLS.Cert, "tls-cert", "H2KVMD_TLS_CERT", true},
+		{&c.TLS.Key, "tls", flags.TLS.Key, "tls-key", "H2KVMD_TLS_KEY", true},
+		{&c.TLS.ClientCA, "tls", flags.TLS.ClientCA, "tls-client-ca", "H2KVMD_TLS_CLIENT_CA", true},
+		{&c.LogFormat, "log_format", flags.LogFormat, "log-format", "H2KVMD_LOG_FORMAT", false},
 	} {
-		v := first(s.flag, getenv(s.env))
+		v, name := given(s.key, s.value, s.flag, s.env)
 		if v == "" {
 			continue
 		}
 		if s.path {
 			abs, err := filepath.Abs(v)
 			if err != nil {
-				return fail(s.env, err)
+				return fail(name, err)
 			}
 			v = abs
 		}
@@ -261,35 +278,30 @@ func (c *reader) override(flags Flags, getenv func(string) string) error {
 	if len(roots) > 0 {
 		c.OutputRoots = roots
 	}
-	if v := getenv("H2KVMD_MAX_RUNNING_JOBS"); v != "" {
-		n, err := strconv.Atoi(v)
-		if err != nil {
-			return fail("H2KVMD_MAX_RUNNING_JOBS", fmt.Errorf("%.40q is not a whole number", v))
-		}
-		c.MaxRunning = n
-	}
+	maxRunning := ""
 	if flags.MaxRunning != 0 {
-		c.MaxRunning = flags.MaxRunning
+		maxRunning = strconv.Itoa(flags.MaxRunning)
 	}
 	for _, s := range []struct {
-		to        *int
-		flag, env string
+		to                    *int
+		key, value, flag, env string
 	}{
-		{&c.StreamsPerHost, flags.StreamsPerHost, "H2KVMD_STREAMS_PER_HOST"},
-		{&c.MaxStreams, flags.MaxStreams, "H2KVMD_MAX_STREAMS"},
+		{&c.MaxRunning, "max_running_jobs", maxRunning, "max-running-jobs", "H2KVMD_MAX_RUNNING_JOBS"},
+		{&c.StreamsPerHost, "streams_per_host", flags.StreamsPerHost, "streams-per-host", "H2KVMD_STREAMS_PER_HOST"},
+		{&c.MaxStreams, "max_streams", flags.MaxStreams, "max-streams", "H2KVMD_MAX_STREAMS"},
 	} {
-		if v := first(s.flag, getenv(s.env)); v != "" {
+		if v, name := given(s.key, s.value, s.flag, s.env); v != "" {
 			n, err := strconv.Atoi(v)
 			if err != nil {
-				return fail(s.env, fmt.Errorf("%.40q is not a whole number", v))
+				return fail(name, fmt.Errorf("%.40q is not a whole number", v))
 			}
 			*s.to = n
 		}
 	}
-	if v := first(flags.Bandwidth, getenv("H2KVMD_BANDWIDTH")); v != "" {
+	if v, name := given("bandwidth", flags.Bandwidth, "bandwidth", "H2KVMD_BANDWIDTH"); v != "" {
 		b, err := models.ParseBandwidth(v)
 		if err != nil {
-			return fail("H2KVMD_BANDWIDTH", fmt.Errorf("%.40q %w", v, err))
+			return fail(name, fmt.Errorf("%.40q %w", v, err))
 		}
 		c.Bandwidth = b
 	}
@@ -329,33 +341,35 @@ func first(values ...string) string {
 	return ""
 }
 
-func (c *reader) check() error {
+// check judges what is in force in the end, wherever it comes from. Key is that
+// of the setting which is at fault.
+func (c *reader) check() (key string, err error) {
 	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
-		return fmt.Errorf("addr %q: want HOST:PORT: %w", c.Addr, err)
+		return "addr", fmt.Errorf("addr %q: want HOST:PORT: %w", c.Addr, err)
 	}
 	if c.MaxRunning < 1 || c.MaxRunning > MaxRunningLimit {
-		return fmt.Errorf("max_running_jobs is %d, want 1 to %d", c.MaxRunning, MaxRunningLimit)
+		return "max_running_jobs", fmt.Errorf("max_running_jobs is %d, want 1 to %d", c.MaxRunning, MaxRunningLimit)
 	}
 	for name, n := range map[string]int{"streams_per_host": c.StreamsPerHost, "max_streams": c.MaxStreams} {
 		if n < 0 || n > models.MaxStreams {
-			return fmt.Errorf("%s is %d, want 0 (no limit) to %d", name, n, models.MaxStreams)
+			return name, fmt.Errorf("%s is %d, want 0 (no limit) to %d", name, n, models.MaxStreams)
 		}
 	}
 	if bad := c.Bandwidth.Check(); bad != "" {
-		return errors.New("bandwidth " + bad)
+		return "bandwidth", errors.New("bandwidth " + bad)
 	}
 	if c.LogFormat != logging.Text && c.LogFormat != logging.JSON {
-		return fmt.Errorf("log_format is %q, want %s or %s", c.LogFormat, logging.Text, logging.JSON)
+		return "log_format", fmt.Errorf("log_format is %q, want %s or %s", c.LogFormat, logging.Text, logging.JSON)
 	}
 	switch t := c.TLS; {
 	case (t.Cert == "") != (t.Key == ""):
-		return errors.New("tls: cert and key belong together, one of them is missing")
+		return "tls", errors.New("tls: cert and key belong together, one of them is missing")
 	case t.ClientCA != "" && t.Cert == "":
-		return errors.New("tls: client_ca needs cert and key")
+		return "tls", errors.New("tls: client_ca needs cert and key")
 	case len(t.Viewers) > 0 && t.ClientCA == "":
-		return errors.New("tls: viewers needs client_ca")
+		return "tls", errors.New("tls: viewers needs client_ca")
 	}
-	return nil
+	return "", nil
 }
 
 // readBounded reads at most limit bytes of a regular file.

@@ -28,6 +28,7 @@ func (c *reader) readFile() error {
 	}
 	inline := false // a password stands in the file itself
 	err = walk(root, "", keys, func(p strict.Pair) (err error) {
+		c.from[p.Key] = fmt.Sprintf("%s, line %d", c.File, p.Line)
 		switch p.Key {
 		case "addr":
 			c.Addr, err = p.Text()

@@ -37,6 +37,8 @@ const (
 	cleanupTimeout = 10 * time.Minute
 	// busyPause is the pause between two looks at a busy VM.
 	busyPause = 2 * time.Second
+	// busyRemark is how often it is said that one waits.
+	busyRemark = time.Minute
 	// noteTimeout bounds the look for a snapshot that could not be made.
 	noteTimeout = 10 * time.Second
 	// defaultParallel is how many disks are in transfer at once.
@@ -305,12 +307,16 @@ func cleanUp(ctx context.Context, c *vsphere.Client, folder *output.Folder, iden
 func removeIdle(ctx context.Context, c *vsphere.Client, ref string, tracker *progress.Tracker) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
 	defer cancel()
+	var said time.Time
 	for {
 		err := c.RemoveSnapshot(ctx, ref)
 		if !errors.Is(err, vsphere.ErrBusy) {
 			return err
 		}
-		tracker.Remark(slog.LevelInfo, "the VM is busy, the snapshot is removed when it is free", slog.String("error", err.Error()))
+		if time.Since(said) > busyRemark {
+			said = time.Now()
+			tracker.Remark(slog.LevelInfo, "the VM is busy, the snapshot is removed when it is free", slog.String("error", err.Error()))
+		}
 		select {
 		case <-ctx.Done():
 			return errors.Join(context.Cause(ctx), err)

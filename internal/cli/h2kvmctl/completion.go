@@ -65,7 +65,7 @@ func (a *app) remoteValues(ctx context.Context, cmd *cli.Command, flag string) [
 	defer cancel()
 	var values []string
 	if flag == "vm" {
-		list, err := c.VMs(ctx, "", "")
+		list, err := c.VMs(ctx, "", cmd.String("vcenter"))
 		if err != nil {
 			return nil
 		}

@@ -16,12 +16,18 @@ func (a *app) listCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "list",
 		Usage:     "list virtual machines, through the daemon",
-		UsageText: "h2kvmctl list [PATTERN]",
+		UsageText: "h2kvmctl list [PATTERN] [-vcenter NAME]",
 		Description: "PATTERN with *, ? or [ is a shell pattern for the name or the whole path, any other is a\n" +
 			"part of the path. Case does not matter.",
+		Flags:         []cli.Flag{vcenterFlag()},
 		Action:        a.list,
 		ShellComplete: a.complete,
 	}
+}
+
+// vcenterFlag names one of the daemon's vCenters.
+func vcenterFlag() cli.Flag {
+	return &cli.StringFlag{Name: "vcenter", OnlyOnce: true, Usage: "`NAME` of a vCenter in the daemon's configuration (default: that of its environment)"}
 }
 
 func (a *app) list(ctx context.Context, cmd *cli.Command) error {
@@ -33,7 +39,7 @@ func (a *app) list(ctx context.Context, cmd *cli.Command) error {
 		return err
 	}
 	defer c.Close()
-	resp, err := c.VMs(ctx, cmd.Args().First(), "")
+	resp, err := c.VMs(ctx, cmd.Args().First(), cmd.String("vcenter"))
 	if err != nil {
 		return err
 	}

@@ -56,7 +56,10 @@ func (fake) Run(ctx context.Context, s jobs.Spec, sink progress.Sink) (models.Re
 	}, nil
 }
 
-func (fake) ListVMs(context.Context, string) ([]models.VM, error) {
+func (fake) ListVMs(_ context.Context, vcenter string) ([]models.VM, error) {
+	if vcenter != "" {
+		return []models.VM{{Path: "/" + vcenter + "/vm/only", Name: "only", PowerState: "poweredOff"}}, nil
+	}
 	return []models.VM{
 		{Path: "/DC0/vm/web01", Name: "web01", PowerState: "poweredOff", CPUs: 2, MemoryMB: 4096, Storage: 3 << 30, GuestOS: "Debian"},
 		{Path: "/DC0/vm/数据库", Name: "数据库", PowerState: "poweredOn", CPUs: 16, MemoryMB: 65536, Storage: 5 << 40},

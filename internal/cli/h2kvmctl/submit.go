@@ -30,6 +30,7 @@ func (a *app) submitCommand() *cli.Command {
 			&cli.StringFlag{Name: "file", OnlyOnce: true, Usage: "YAML or JSON `FILE` with a job or a batch; - is standard input"},
 			&cli.StringFlag{Name: "name", OnlyOnce: true, Usage: "`NAME` of the job (default: the VM's)"},
 			&cli.IntFlag{Name: "priority", OnlyOnce: true, HideDefault: true, Usage: fmt.Sprintf("`N` among the waiting jobs: higher ones go first, %d to %d (default: 0)", -models.MaxPriority, models.MaxPriority)},
+			vcenterFlag(),
 			&cli.BoolFlag{Name: "wait", Usage: "show the progress until the jobs have ended"},
 		}, joboptions.Flags()...),
 		Action:        a.submit,
@@ -131,6 +132,9 @@ func (a *app) submission(ctx context.Context, cmd *cli.Command) (func(*client.Cl
 	var err error
 	if def.Options, err = joboptions.Read(cmd); err != nil {
 		return nil, err
+	}
+	if name := cmd.String("vcenter"); name != "" {
+		def.VCenter = &models.VCenter{Name: name}
 	}
 	if cmd.IsSet("priority") {
 		def.Options.Priority = new(cmd.Int("priority"))

@@ -163,7 +163,7 @@ func (d *command) serve(ctx context.Context, cmd *cli.Command) (err error) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
-	return daemon.Run(ctx, daemon.Options{
+	err = daemon.Run(ctx, daemon.Options{
 		Config: cfg, Runner: jobs, VMLister: jobs, Logger: log, Audit: audit,
 		Ready:  func(addr string) { d.welcome(addr, cfg) },
 		Reload: hangups, Notify: systemd.New(d.io.Getenv, log), Metrics: counts,
@@ -175,6 +175,12 @@ func (d *command) serve(ctx context.Context, cmd *cli.Command) (err error) {
 			}, err
 		},
 	})
+	if err != nil && cfg.LogFormat == logging.JSON {
+		// Whoever reads the log reads JSON to its end.
+		log.Error("the daemon ended", slog.String("error", err.Error()))
+		return &exit.Error{Code: exit.Code(err)}
+	}
+	return err
 }
 
 // load reads the configuration with its vCenters.

@@ -3,6 +3,7 @@ package hyper2kvmd
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"net"
 	"net/http"
 	"os"
@@ -209,5 +210,18 @@ func TestHangup(t *testing.T) {
 	stop()
 	if c := <-code; c != 0 {
 		t.Errorf("exit code %d\n%s", c, log)
+	}
+}
+
+// TestLogIsJSONToTheEnd: also the error that ends the daemon.
+func TestLogIsJSONToTheEnd(t *testing.T) {
+	code, _, log := run(t, none, "-log-format", "json", "-addr", "0.0.0.0:0", "-state", t.TempDir())
+	if code != 2 || !strings.Contains(log, "it is not a loopback address") {
+		t.Errorf("code %d: %s", code, log)
+	}
+	for line := range strings.Lines(log) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("not JSON: %s", line)
+		}
 	}
 }
