@@ -5,12 +5,13 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/man"
 )
 
 func main() {
-	if len(os.Args) != 2 {
+	if len(os.Args) != 2 || strings.HasPrefix(os.Args[1], "-") {
 		fmt.Fprintln(os.Stderr, "usage: h2kvm-man FOLDER")
 		os.Exit(2)
 	}
