@@ -2,7 +2,10 @@ package exit
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -32,13 +35,36 @@ func Commands(cmd *cli.Command) {
 func usage(_ context.Context, cmd *cli.Command, err error, _ bool) error {
 	if flag, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); ok {
 		flag, _, _ = strings.Cut(flag, "=")
+		if word := cmd.Args().First(); cmd == cmd.Root() && word != "" && cmd.Command(word) == nil {
+			return UnknownCommand(cmd, word) // the flag is for the command that was meant
+		}
 		var known []string
 		for _, f := range append(cmd.VisibleFlags(), cmd.Root().VisibleFlags()...) {
-			known = append(known, "-"+f.Names()[0])
+			if name := "-" + f.Names()[0]; !slices.Contains(known, name) {
+				known = append(known, name)
+			}
 		}
 		return Unknown("flag", "-"+flag, known)
 	}
-	return UsageError(err, "see "+cmd.FullName()+" -help")
+	return UsageError(errors.New(plain(err.Error())), "see "+cmd.FullName()+" -help")
+}
+
+// parsed is how the library tells of a value that its flag does not take.
+var parsed = regexp.MustCompile(`^invalid value "((?s:.*))" for flag (-\S+): (?:strconv\.\w+: parsing .*: (.*)|(parse error))$`)
+
+// plain says it without the names of Go's functions.
+func plain(text string) string {
+	if m := parsed.FindStringSubmatch(text); m != nil {
+		why := "is no number"
+		switch {
+		case m[4] != "":
+			why = "is neither true nor false"
+		case m[3] == "value out of range":
+			why = "is too large"
+		}
+		return fmt.Sprintf("%s: %.80q %s", m[2], m[1], why)
+	}
+	return strings.Replace(text, "can't duplicate this flag", "it is given more than once", 1)
 }
 
 // UnknownCommand is the usage error for a command that root does not have.

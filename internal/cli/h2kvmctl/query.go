@@ -25,8 +25,8 @@ const (
 	pathWidth = 40
 	// withStart and withPath are how many columns a table with the times of the
 	// starts takes, and one with the paths.
-	withStart = 72
-	withPath  = 56
+	withStart = 90
+	withPath  = 72
 )
 
 // watchEvery is the shortest time between two looks of query -watch.
@@ -135,7 +135,7 @@ func (a *app) printJobs(resp models.QueryResponse, byID bool) {
 	}
 	a.io.Heading("Jobs")
 	if len(rows) > 0 {
-		head, limits := []string{"Job ID", "Name", "VM Path", "Status", "Progress", "Started"}, []int{0, nameWidth, pathWidth, 0, 0, 0}
+		head, limits := []string{"Job ID", "Name", "VM Path", "Status", "Progress", "Started"}, []int{term.Whole, nameWidth, pathWidth, term.Whole, term.Whole, term.Whole}
 		// What tells least goes first where there is no room.
 		if w := a.io.TableWidth(); w > 0 && w < withStart {
 			drop(5, &head, &limits, rows)
@@ -274,7 +274,7 @@ func (a *app) watchQuery(ctx context.Context, c *client.Client, query func(conte
 			tables.say(func() { a.tellAway(err) })
 		}
 		if away = gone; !away {
-			tables.show(func(a *app) { a.printJobs(resp, byID) })
+			tables.show(resp, byID)
 			if !slices.ContainsFunc(resp.Jobs, func(j models.Job) bool { return !j.Status.Final() }) {
 				return nil
 			}

@@ -2,6 +2,7 @@ package h2kvmctl
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -185,7 +186,7 @@ func (v *live) take(j models.Job) {
 
 func (v *live) draw() {
 	var rows []term.Row
-	for _, j := range v.jobs {
+	for _, j := range busyFirst(v.jobs) {
 		label := term.Clean(short(j.ID) + " " + j.Definition.Name)
 		p := j.Progress
 		if p == nil || j.Status != models.Running {
@@ -205,6 +206,17 @@ func (v *live) draw() {
 		}
 	}
 	v.region.Draw(nil, term.Layout(rows, v.app.io.Width()-1))
+}
+
+// busyFirst puts what runs before what waits, and that before what has ended:
+// there may not be room for all.
+func busyFirst(jobs []models.Job) []models.Job {
+	order := []models.Status{models.Running, models.Pending, models.Failed, models.Cancelled, models.Completed}
+	jobs = slices.Clone(jobs)
+	slices.SortStableFunc(jobs, func(a, b models.Job) int {
+		return cmp.Or(cmp.Compare(slices.Index(order, a.Status), slices.Index(order, b.Status)), a.CreatedAt.Compare(b.CreatedAt))
+	})
+	return jobs
 }
 
 // jobText says where a job stands, beside its bar.
@@ -245,27 +257,40 @@ func (v *live) say(message func()) {
 func (v *live) close() { v.region.Draw(nil, nil) }
 
 // tables shows tables: on a terminal in place of what was shown before, else
-// when it has changed.
+// when the state of a job has changed, and progress every lineEvery.
 type tables struct {
 	app    *app
 	region *term.Region
 	before string
+	states string
+	at     time.Time // of the last table off a terminal
 }
 
 func (a *app) newTables() *tables { return &tables{app: a, region: term.NewRegion(a.io)} }
 
-// show shows what table prints.
-func (t *tables) show(table func(*app)) {
+// tableFrame is how many lines of a table of jobs are none of its rows.
+const tableFrame = 6
+
+// show shows the table of an answer.
+func (t *tables) show(resp models.QueryResponse, byID bool) {
 	var b bytes.Buffer
 	to := *t.app
 	to.io.Out = &b
+	table := func(a *app) { a.printJobs(resp, byID) }
 	if !t.app.io.Styled() {
+		var states strings.Builder
+		for _, j := range resp.Jobs {
+			fmt.Fprintln(&states, j.ID, j.Status)
+		}
 		table(&to)
-		if b.String() != t.before {
-			t.before = b.String()
+		if b.String() != t.before && (states.String() != t.states || time.Since(t.at) >= lineEvery) {
+			t.before, t.states, t.at = b.String(), states.String(), time.Now()
 			fmt.Fprint(t.app.io.Out, t.before)
 		}
 		return
+	}
+	if len(resp.Jobs)+tableFrame > t.app.io.Height() {
+		resp.Jobs = busyFirst(resp.Jobs)
 	}
 	to.io.Columns = t.app.io.Width() - 1 // the last one stays empty, as lines that are drawn again need it
 	table(&to)

@@ -129,8 +129,8 @@ func (d *command) flags(cmd *cli.Command) config.Flags {
 }
 
 func (d *command) serve(ctx context.Context, cmd *cli.Command) (err error) {
-	if err := exit.NoArguments(cmd, "see "+name+" -help"); err != nil {
-		return err
+	if cmd.Args().Present() {
+		return exit.UnknownCommand(cmd.Root(), cmd.Args().First())
 	}
 	if n := cmd.Int("max-running-jobs"); cmd.IsSet("max-running-jobs") && n == 0 {
 		return exit.UsageError(errors.New("-max-running-jobs is 0"), fmt.Sprintf("give 1 to %d", config.MaxRunningLimit))

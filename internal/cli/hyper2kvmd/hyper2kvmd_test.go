@@ -119,7 +119,7 @@ func TestWrongUsage(t *testing.T) {
 		"not loopback":     {[]string{"-addr", "0.0.0.0:0"}, 2, "loopback"},
 		"bad address":      {[]string{"-addr", "nonsense"}, 2, "HOST:PORT"},
 		"unknown flag":     {[]string{"-adr", "x"}, 2, `did you mean "-addr"?`},
-		"argument":         {[]string{"start"}, 2, `unexpected argument "start"`},
+		"argument":         {[]string{"start"}, 2, `unknown command "start"`},
 		"log format":       {[]string{"-log-format", "xml"}, 2, "log_format"},
 		"no such config":   {[]string{"-config", "/nonexistent"}, 2, "/nonexistent"},
 		"bad vCenter":      {[]string{"-config", config, "-addr", "127.0.0.1:0"}, 2, "vcenter"},

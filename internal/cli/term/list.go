@@ -249,7 +249,7 @@ func (p *picker) lines(width, height int, styled bool) []string {
 	}
 	const gutter = 6 // "> [x] "
 	widths := slices.Clone(p.widths)
-	fit(widths, 2, width-1-gutter+2)
+	fit(widths, 2, width-1-gutter+2, func(int) bool { return false })
 	row := func(cells []string) string {
 		var b strings.Builder
 		for i, cell := range cells {

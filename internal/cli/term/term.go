@@ -176,7 +176,7 @@ func (s IO) Table(head []string, rows [][]string, limits ...int) {
 		all[r] = cells
 	}
 	if most := s.TableWidth(); most > 0 {
-		fit(widths, 3, most-1)
+		fit(widths, 3, most-1, func(i int) bool { return i < len(limits) && limits[i] == Whole })
 	}
 	for _, row := range all {
 		for i := range row {
@@ -220,21 +220,30 @@ func (s IO) TableWidth() int {
 // minColumn is the least width to which a column is made narrower.
 const minColumn = 8
 
+// Whole is the limit of a column of Table that stays as wide as its cells, as
+// long as others can give way.
+const Whole = -1
+
 // fit makes the widest of columns narrower, gap apart, until they are not wider
-// than most, as far as that can be.
-func fit(widths []int, gap, most int) {
+// than most, as far as that can be; those to keep come last.
+func fit(widths []int, gap, most int, keep func(i int) bool) {
 	total := 0
 	for _, w := range widths {
 		total += w + gap
 	}
 	for ; total > most; total-- {
-		widest := 0
-		for i, w := range widths {
-			if w > widths[widest] {
-				widest = i
+		widest := -1
+		for _, kept := range []bool{false, true} {
+			for i, w := range widths {
+				if keep(i) == kept && w > minColumn && (widest < 0 || w > widths[widest]) {
+					widest = i
+				}
+			}
+			if widest >= 0 {
+				break
 			}
 		}
-		if widths[widest] <= minColumn {
+		if widest < 0 {
 			return
 		}
 		widths[widest]--

@@ -179,6 +179,14 @@ func TestTableFits(t *testing.T) {
 				t.Errorf("%d of %d columns: %s", w, columns, line)
 			}
 		}
+		if out.Reset(); columns == 44 {
+			io.Table(head, rows, Whole, 0, Whole)
+			if text := out.String(); !strings.Contains(text, "│ exporting (12.5%) │") || !strings.Contains(text, "│ 12345678 │") {
+				t.Errorf("what is to be whole is not:\n%s", text)
+			}
+			out.Reset()
+			io.Table(head, rows)
+		}
 		if columns == 44 && !strings.Contains(out.String(), "│ 12345678 │ …") {
 			t.Error(out.String())
 		}
