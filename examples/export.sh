@@ -21,6 +21,7 @@ patience=${PATIENCE:-120} # seconds that the daemon may be away
 
 # The jobs go on without this script; on Ctrl-C they are to stop with it.
 ids=()
+declare -A taken=()
 # shellcheck disable=SC2317 # the trap calls it
 stop() {
   trap - INT TERM
@@ -31,8 +32,16 @@ trap stop INT TERM
 
 for vm in "$@"; do
   # A command that fails ends the script with its exit code, after its own
-  # words about why.
-  answer=$("$ctl" submit -vm "$vm" -output "$folder/$(basename "$vm")" -parallel 4 -remove-cdrom)
+  # words about why. Two VMs of one name get folders by their paths.
+  target=$folder/$(basename "$vm")
+  if [[ -n ${taken[$target]:-} ]]; then target=$folder/$(tr / _ <<<"${vm#/}"); fi
+  taken[$target]=1
+  code=0
+  answer=$("$ctl" submit -vm "$vm" -output "$target" -parallel 4 -remove-cdrom) || code=$?
+  if ((code)); then
+    if ((${#ids[@]})); then echo "these jobs go on: ${ids[*]}" >&2; fi
+    exit "$code"
+  fi
   id=$(sed -n 's/.*Job ID: //p' <<<"$answer")
   ids+=("$id")
   echo "$vm is job $id"

@@ -118,10 +118,15 @@ def main() -> int:
         print("ERROR: the token would travel unencrypted: use an https address", file=sys.stderr)
         return 2
     options = {key: option(value) for key, value in (arg.split("=", 1) for arg in sys.argv[3:])}
+    job_id = ""
     try:
         job_id = call("/jobs/submit", {"vm_path": sys.argv[1], "output_path": sys.argv[2], "options": options})["job_ids"][0]
         print(f"job {job_id}")
         job = wait(job_id)
+    except KeyboardInterrupt:
+        if job_id:
+            print(f"\njob {job_id} goes on in the daemon; to stop it: h2kvmctl cancel -id {job_id}", file=sys.stderr)
+        return 130
     except Refused as err:
         print(f"ERROR: {err}", file=sys.stderr)
         return {400: 2, 401: 6, 403: 6}.get(err.status, 1)

@@ -198,7 +198,7 @@ func Run(ctx context.Context, origin Origin, plan Plan, tracker *progress.Tracke
 	}
 	r := &run{origin: origin, plan: plan, journal: journal, tracker: tracker, leases: newLeases(origin)}
 	r.leases.onBusy = func(err error, wait time.Duration) {
-		tracker.Remark(slog.LevelWarn, "the VM is busy, it is asked again", slog.Duration("wait", wait), slog.String("error", err.Error()))
+		tracker.Remark(slog.LevelWarn, "the VM is busy, it is asked again", slog.Duration("wait", wait.Round(100*time.Millisecond)), slog.String("error", err.Error()))
 	}
 	result, err := r.guarded(ctx)
 	if err == nil {
@@ -221,6 +221,8 @@ func Run(ctx context.Context, origin Origin, plan Plan, tracker *progress.Tracke
 	}
 	advice := ""
 	switch {
+	case kept && plan.converts() && !plan.KeepStream:
+		advice = "finished files are kept in " + plan.Folder.Dir() + "; the same export run again keeps them, and begins the other disks anew"
 	case kept:
 		advice = "finished and partial files are kept in " + plan.Folder.Dir() + "; the same export run again continues with them"
 	case cancelled:

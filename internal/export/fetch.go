@@ -10,6 +10,7 @@ import (
 	"path"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/hyper2kvm/hyper2kvm/internal/image/vmdk"
 	"github.com/hyper2kvm/hyper2kvm/internal/output"
@@ -284,7 +285,7 @@ func (r *run) fetchOptions(t *task, supply *supplier) stream.Options {
 		t.handle.Retry(x.Attempt, x.Err.Error())
 		r.tracker.Remark(slog.LevelWarn, "transfer is retried", slog.String("file", t.name),
 			slog.Int("attempt", x.Attempt), slog.Int64("offset", x.Offset),
-			slog.Duration("wait", x.Wait), slog.String("error", x.Err.Error()))
+			slog.Duration("wait", x.Wait.Round(100*time.Millisecond)), slog.String("error", x.Err.Error()))
 	}
 	return o
 }

@@ -105,7 +105,11 @@ class GovcTest(unittest.TestCase):
         ctl.answers(says(STATUS), says(ACCEPTED), jobs(job("completed")))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            result = export_vm_h2kvmctl("/DC0/vm/web01", self.folder, h2kvmctl_path=ctl.path, parallel_downloads=2)
+            result = export_vm_h2kvmctl("/DC0/vm/web01", self.folder, h2kvmctl_path=ctl.path, parallel_downloads=2,
+                                        token="sesame", retry_for=5)
+        for call in ctl.calls():  # it is no option of the job
+            self.assertEqual(call["env"]["H2KVMD_TOKEN"], "sesame")
+            self.assertNotIn("sesame", str(call["argv"]) + str(call.get("stdin")))
         self.assertEqual((result.method, result.job_id), ("h2kvmctl", ID))
         self.assertEqual(self.govc.calls(), [])
 

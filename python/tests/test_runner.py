@@ -116,7 +116,7 @@ class Calls(RunnerTest):
                 self.runner().check_daemon_status()
             self.assertIs(type(caught.exception), kind)
             self.assertEqual(caught.exception.exit_code, code)
-            self.assertEqual(str(caught.exception), "find job: what\ufffd[31m went wrong do this")
+            self.assertEqual(str(caught.exception), "find job: what\ufffd[31m went wrong (do this)")
             self.assertEqual(caught.exception.stderr, "ERROR: find job: what\ufffd[31m went wrong\n       do this\n")
 
     def test_silent_and_killed(self) -> None:
@@ -285,7 +285,7 @@ class Waiting(RunnerTest):
 
     def test_away_too_long(self) -> None:
         self.fake.answers(AWAY)
-        with self.assertRaisesRegex(DaemonUnreachable, "connection refused start hyper2kvmd"):
+        with self.assertRaisesRegex(DaemonUnreachable, r"connection refused \(start hyper2kvmd\)"):
             self.runner(retry_for=0.2).wait_for_job_completion(ID)
         self.assertGreater(len(self.fake.calls()), 2)
 

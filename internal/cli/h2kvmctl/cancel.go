@@ -70,7 +70,7 @@ func (a *app) cancel(ctx context.Context, cmd *cli.Command) error {
 		if err := a.io.JSON(resp); err != nil {
 			return err
 		}
-	} else {
+	} else if len(resp.Cancelled) > 0 || len(resp.Failed) == 0 {
 		a.io.Success("Cancelled Jobs: %d", len(resp.Cancelled))
 		for _, id := range resp.Cancelled {
 			a.io.Info("- Job ID: %s", id)

@@ -40,7 +40,7 @@ func (a *app) retry(ctx context.Context, cmd *cli.Command) error {
 		if err := a.io.JSON(resp); err != nil {
 			return err
 		}
-	} else {
+	} else if len(resp.Retried) > 0 || len(resp.Failed) == 0 {
 		a.io.Success("Retried Jobs: %d", len(resp.Retried))
 		for _, id := range resp.Retried {
 			a.io.Info("- Job ID: %s", id)

@@ -90,14 +90,14 @@ func definition(cmd *cli.Command) (models.Definition, error) {
 // when it returns.
 func (a *app) exportOne(ctx context.Context, client *vsphere.Client, def models.Definition, bars *term.Bars) (models.Result, error) {
 	// Said at once: giving a lease back can take some seconds.
-	stop := context.AfterFunc(ctx, func() {
-		bars.Say(slog.LevelWarn, "stopping: the lease of "+def.VMPath+" is given back")
-	})
-	defer stop()
 	title := def.Name
 	if title == "" {
 		title = def.VMPath[strings.LastIndex(def.VMPath, "/")+1:]
 	}
+	stop := context.AfterFunc(ctx, func() {
+		bars.Say(slog.LevelWarn, "stopping: the lease of "+title+" is given back, which can take 10 s; Ctrl-C again ends at once")
+	})
+	defer stop()
 	var bandwidth int64
 	if b := def.Options.Bandwidth; b != nil {
 		bandwidth = int64(*b)

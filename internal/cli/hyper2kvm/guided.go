@@ -25,6 +25,9 @@ import (
 // after five wrong ones.
 const loginTries = 3
 
+// errNoneFits: all chosen VMs have something in their way.
+var errNoneFits = errors.New("none of them can be exported as it is")
+
 // guided asks for everything at a terminal.
 func (a *app) guided(ctx context.Context) error {
 	if !a.io.Interactive() {
@@ -49,13 +52,19 @@ func (a *app) guide(ctx context.Context) error {
 		return err
 	}
 	defer disconnect(ctx, client, log)
-	vms, err := a.choose(ctx, client)
-	if err != nil {
-		return err
-	}
-	defs, err := a.plan(ctx, vms)
-	if err != nil {
-		return err
+	var defs []models.Definition
+	for {
+		vms, err := a.choose(ctx, client)
+		if err != nil {
+			return err
+		}
+		if defs, err = a.plan(ctx, vms); err == nil {
+			break
+		}
+		if !errors.Is(err, errNoneFits) {
+			return err
+		}
+		exit.Report(ctx, a.io.Err, err) // others may be chosen
 	}
 	if len(defs) == 0 {
 		a.io.Info("Nothing was exported")
@@ -73,21 +82,31 @@ func (a *app) login(ctx context.Context, log *slog.Logger) (*vsphere.Client, err
 		}
 		return a.io.Getenv(key)
 	}
-	for strings.TrimSpace(getenv("GOVC_URL")) == "" {
-		server, err := a.io.Ask(ctx, "vCenter or ESXi host", "")
-		if err != nil {
+	server := ""
+	askServer := func() error {
+		for {
+			text, err := a.io.Ask(ctx, "vCenter or ESXi host", server)
+			if err != nil {
+				return err
+			}
+			if text == "" {
+				continue
+			}
+			if _, _, _, err := vsphere.ParseURL(text); err != nil {
+				exit.Report(ctx, a.io.Err, err)
+				continue
+			}
+			server, given["GOVC_URL"] = text, text
+			return nil
+		}
+	}
+	if strings.TrimSpace(getenv("GOVC_URL")) == "" {
+		if err := askServer(); err != nil {
 			return nil, err
 		}
-		if server == "" {
-			continue
-		}
-		if _, _, _, err := vsphere.ParseURL(server); err != nil {
-			exit.Report(ctx, a.io.Err, err)
-			continue
-		}
-		given["GOVC_URL"] = server
 	}
 	thumbprint := "" // of a certificate that was agreed to
+	user := "administrator@vsphere.local"
 	for try := 1; ; try++ {
 		cfg, err := vsphere.ConfigFromEnv(getenv)
 		if err != nil {
@@ -95,10 +114,10 @@ func (a *app) login(ctx context.Context, log *slog.Logger) (*vsphere.Client, err
 		}
 		cfg.Thumbprint = thumbprint
 		if cfg.Username == "" {
-			if cfg.Username, err = a.io.Ask(ctx, "User", "administrator@vsphere.local"); err != nil {
+			if cfg.Username, err = a.io.Ask(ctx, "User", user); err != nil {
 				return nil, err
 			}
-			given["GOVC_USERNAME"] = cfg.Username
+			user, given["GOVC_USERNAME"] = cfg.Username, cfg.Username
 		}
 		if try == 1 {
 			a.io.Box("Connection Info", "vCenter: "+cfg.URL.Host, "User:    "+cfg.Username)
@@ -126,10 +145,21 @@ func (a *app) login(ctx context.Context, log *slog.Logger) (*vsphere.Client, err
 			a.io.Success("Connected to vSphere successfully!")
 			return client, nil
 		}
-		if !asked || try == loginTries || problem.KindOf(err) != problem.Unauthorized {
+		switch kind := problem.KindOf(err); {
+		case kind == problem.Unauthorized && asked && try < loginTries:
+			exit.Report(ctx, a.io.Err, err)
+			if given["GOVC_USERNAME"] != "" {
+				delete(given, "GOVC_USERNAME") // it may be that which is wrong
+			}
+		case kind == problem.Unreachable && server != "" && ctx.Err() == nil:
+			exit.Report(ctx, a.io.Err, err)
+			if err := askServer(); err != nil {
+				return nil, err
+			}
+			try, thumbprint = 0, ""
+		default:
 			return nil, err
 		}
-		exit.Report(ctx, a.io.Err, err)
 	}
 }
 
@@ -335,8 +365,7 @@ func (a *app) plan(ctx context.Context, vms []vsphere.VM) ([]models.Definition, 
 		}
 	}
 	if len(fit) == 0 {
-		return nil, problem.New(problem.Conflict, "export the chosen VMs", errors.New("none of them can be exported as it is"),
-			"see what stands in the way above")
+		return nil, problem.New(problem.Conflict, "export the chosen VMs", errNoneFits, "see what stands in the way above, and choose others")
 	}
 	if media > 0 && !*options.Snapshot {
 		remove, err := a.io.Confirm(ctx, fmt.Sprintf("%d VM(s) have an image in the CD-ROM drive. Remove the drive from the VM?", media), false)
@@ -355,19 +384,28 @@ func (a *app) plan(ctx context.Context, vms []vsphere.VM) ([]models.Definition, 
 	if err := a.askOptions(ctx, &options); err != nil {
 		return nil, err
 	}
-	defs := make([]models.Definition, len(fit))
+	var defs []models.Definition
+	var taken []vsphere.VM
 	for i, vm := range fit {
 		// The reference is unambiguous whatever the VM's name.
-		defs[i] = models.Definition{Name: vm.Name, VMPath: "moref:" + vm.MoRef, OutputPath: dirs[i], Options: options}
+		def := models.Definition{Name: vm.Name, VMPath: "moref:" + vm.MoRef, OutputPath: dirs[i], Options: options}
 		if _, err := os.Lstat(filepath.Join(dirs[i], output.ReceiptName)); err == nil {
 			replace, err := a.io.Confirm(ctx, dirs[i]+" holds an export already. Replace it?", false)
 			if err != nil {
 				return nil, err
 			}
-			defs[i].Options.Overwrite = &replace
+			if !replace {
+				a.io.Warn("%s is left out: that export stays", vm.Name)
+				continue
+			}
+			def.Options.Overwrite = &replace
 		}
+		defs, taken = append(defs, def), append(taken, vm)
 	}
-	a.lastLook(defs, options, fit)
+	if len(defs) == 0 {
+		return nil, nil
+	}
+	a.lastLook(defs, options, taken)
 	ok, err := a.io.Confirm(ctx, fmt.Sprintf("Export %d VM(s) now?", len(defs)), true)
 	if err == nil && !ok {
 		return nil, nil

@@ -175,7 +175,9 @@ func TestGuided(t *testing.T) {
 	p.types("\r")
 	p.sees("Connection Info", "vCenter: 127.0.0.1", "administrator@vsphere.local", "Password (not shown): ")
 	p.types("wrong\r")
-	p.sees("ERROR: ", "Password (not shown): ")
+	p.sees("ERROR: ", "User [administrator@vsphere.local]: ")
+	p.types("\r")
+	p.sees("Password (not shown): ")
 	p.types(lab.DefaultPassword + "\r")
 	p.sees("Connected to vSphere successfully!", "Found 24 virtual machine(s)", "VMs to export: ")
 	// web01 and running01 by the filter, and one that cannot be exported.
@@ -292,6 +294,61 @@ func TestGuidedInterrupted(t *testing.T) {
 		terminate()
 		p.ends(130)
 	})
+}
+
+// TestGuidedSecondThoughts: what was typed wrong, or cannot be, is asked for
+// again.
+func TestGuidedSecondThoughts(t *testing.T) {
+	l, env := guidedLab(t)
+	dir := filepath.Join(t.TempDir(), "out")
+	server, user := env["GOVC_URL"], env["GOVC_USERNAME"]
+	delete(env, "GOVC_URL")
+	delete(env, "GOVC_USERNAME")
+	delete(env, "GOVC_PASSWORD")
+	p := sit(t.Context(), t, env)
+	p.sees("vCenter or ESXi host: ")
+	p.types("127.0.0.1:1\r")
+	p.sees("User [administrator@vsphere.local]: ")
+	p.types("nobody\r")
+	p.sees("Password (not shown): ")
+	p.types("x\r")
+	p.sees("connection refused", "vCenter or ESXi host [127.0.0.1:1]: ")
+	p.types(server + "\r")
+	p.sees("Password (not shown): ")
+	p.types("x\r")
+	p.sees("Login failure", "User [nobody]: ")
+	p.types(user + "\r")
+	p.sees("Password (not shown): ")
+	p.types(lab.DefaultPassword + "\r")
+	p.sees("Connected to vSphere successfully!", "VMs to export: ")
+	p.types("encrypted01\r")
+	p.sees("none of them can be exported", "choose others", "VMs to export: ")
+	p.types("web01\r")
+	for range 2 {
+		p.sees("Output folder [")
+		p.types(dir + "\r")
+		p.sees("Format: ")
+		p.types("ovf\r")
+		p.sees("Change options", "> ")
+		p.types("\r")
+		if _, err := os.Stat(dir); err == nil {
+			break
+		}
+		p.sees("Export 1 VM(s) now? [Y/n]: ")
+		p.types("\r")
+		p.sees("Exported web01")
+		p.ends(0)
+		for k, v := range l.Env() {
+			env[k] = v
+		}
+		p = sit(t.Context(), t, env)
+		p.sees("VMs to export: ")
+		p.types("web01\r")
+	}
+	p.sees("holds an export", "[y/N]")
+	p.types("n\r")
+	p.sees("web01 is left out: that export stays", "Nothing was exported")
+	p.ends(0)
 }
 
 // TestGuidedTrust: a certificate that nobody vouches for is shown, and asked

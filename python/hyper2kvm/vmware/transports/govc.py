@@ -33,8 +33,8 @@ class FallbackWarning(RuntimeWarning):
 
 def export_vm_h2kvmctl(
     vm_path: str, output_path: Path, *, daemon_url: Optional[str] = None, h2kvmctl_path: Optional[Path] = None,
-    token_file: Optional[Path] = None, ca_cert: Optional[Path] = None, timeout: Optional[float] = None,
-    poll_interval: float = 2.0, progress_callback: Optional[ProgressCallback] = None,
+    token: Optional[str] = None, token_file: Optional[Path] = None, ca_cert: Optional[Path] = None,
+    retry_for: float = 60.0, timeout: Optional[float] = None, poll_interval: float = 2.0, progress_callback: Optional[ProgressCallback] = None,
     cancel_on_interrupt: bool = False, **options: Any,
 ) -> ExportResult:
     """Exports one VM and waits for it: H2KVMCtlRunner.export_vm in one call, with its options and errors.
@@ -48,7 +48,8 @@ def export_vm_h2kvmctl(
     silence. H2KVMCtlNotFound when govc is missing as well.
     """
     try:
-        runner = H2KVMCtlRunner(daemon_url, h2kvmctl_path, token_file=token_file, ca_cert=ca_cert)
+        runner = H2KVMCtlRunner(
+            daemon_url, h2kvmctl_path, retry_for=retry_for, token=token, token_file=token_file, ca_cert=ca_cert)
     except H2KVMCtlNotFound as err:
         govc = shutil.which("govc")
         if govc is None:

@@ -358,9 +358,16 @@ _KINDS: Dict[int, Callable[..., H2KVMError]] = {2: UsageError, 3: DaemonUnreacha
 
 def _error(command: str, done: process.Finished) -> H2KVMError:
     """The error for a run that ended with a code other than 0."""
-    said = " ".join(done.messages.split())
-    if said.startswith("ERROR: "):
-        said = said[len("ERROR: "):]
+    errors: List[str] = []  # each with the line below it, which says what to do
+    for line in done.messages.splitlines():
+        text = " ".join(line.split())
+        if text.startswith("ERROR: "):
+            errors.append(text[len("ERROR: "):])
+        elif text and errors and line.startswith("  "):
+            errors[-1] += f" ({text})"
+        elif text:
+            errors.append(text)
+    said = "; ".join(errors)
     if not said:
         how = f"exit code {done.code}" if done.code >= 0 else f"killed by signal {-done.code}"
         said = f"h2kvmctl {command} ended without a word: {how}"
