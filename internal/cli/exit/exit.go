@@ -113,11 +113,26 @@ func Report(ctx context.Context, w io.Writer, err error) int {
 	if err == nil {
 		return code
 	}
-	if p, ok := errors.AsType[*problem.Error](err); ok && p.Advice != "" {
+	what, advice := err.Error(), ""
+	if p, ok := errors.AsType[*problem.Error](err); ok {
 		why := problem.Error{What: p.What, Err: p.Err}
-		fmt.Fprintf(w, "ERROR: %s\n       %s\n", term.Clean(why.Error()), term.Clean(p.Advice))
-		return code
+		if ctx.Err() != nil && code == Interrupted && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))) {
+			why.Err = errInterrupted // and not what a program calls it
+		}
+		if p.Advice != "" || why.Err == errInterrupted { //nolint:errorlint // it is put there right above
+			what, advice = why.Error(), p.Advice
+		}
 	}
-	fmt.Fprintf(w, "ERROR: %s\n", term.Clean(err.Error()))
+	const label = "ERROR: "
+	for i, line := range term.Wrap(w, term.Clean(what), len(label)) {
+		fmt.Fprintf(w, "%-*s%s\n", len(label), [...]string{label, ""}[min(i, 1)], line)
+	}
+	if advice != "" {
+		for _, line := range term.Wrap(w, term.Clean(advice), len(label)) {
+			fmt.Fprintf(w, "%-*s%s\n", len(label), "", line)
+		}
+	}
 	return code
 }
+
+var errInterrupted = errors.New("interrupted")

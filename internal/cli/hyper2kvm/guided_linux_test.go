@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -93,21 +94,23 @@ func sit(ctx context.Context, t *testing.T, env map[string]string) *person {
 	return p
 }
 
-// sees waits for text behind what was seen before.
+// sees waits for text behind what was seen before. Lines may be broken at its
+// spaces.
 func (p *person) sees(texts ...string) {
 	p.t.Helper()
 	deadline := time.NewTimer(20 * time.Second)
 	defer deadline.Stop()
 	for _, text := range texts {
+		broken := regexp.MustCompile(strings.ReplaceAll(regexp.QuoteMeta(text), " ", `[ \r\n]+`))
 		for {
 			p.mu.Lock()
-			i := strings.Index(string(p.screen[p.seen:]), text)
-			if i >= 0 {
-				p.seen += i + len(text)
+			at := broken.FindIndex(p.screen[p.seen:])
+			if at != nil {
+				p.seen += at[1]
 			}
 			rest := string(p.screen[p.seen:])
 			p.mu.Unlock()
-			if i >= 0 {
+			if at != nil {
 				break
 			}
 			select {

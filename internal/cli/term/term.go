@@ -94,6 +94,15 @@ func (s IO) styledBadge(style, label, text string) {
 	}
 }
 
+// Wrap breaks a text that is to be written to w, indented by so many columns, at
+// spaces if w is a terminal; elsewhere it stays one line.
+func Wrap(w io.Writer, text string, indent int) []string {
+	if !isTerminal(w) {
+		return []string{text}
+	}
+	return wrap(text, IO{Out: w}.Width()-indent)
+}
+
 // wrap breaks a text at spaces into lines of at most width columns; a longer
 // word, a path say, stays whole, so that it can be copied.
 func wrap(text string, width int) []string {
