@@ -119,7 +119,7 @@ func Report(ctx context.Context, w io.Writer, err error) int {
 		if ctx.Err() != nil && code == Interrupted && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx))) {
 			why.Err = errInterrupted // and not what a program calls it
 		}
-		if p.Advice != "" || why.Err == errInterrupted { //nolint:errorlint // it is put there right above
+		if p.Advice != "" || why.Err == errInterrupted {
 			what, advice = why.Error(), p.Advice
 		}
 	}
