@@ -218,12 +218,12 @@ func blockers(vm VM, connection types.VirtualMachineConnectionState, devices []t
 	switch vm.PowerState {
 	case string(types.VirtualMachinePowerStatePoweredOn):
 		out = append(out, Blocker{
-			What: "the VM is powered on", Advice: "shut it down, or export from a snapshot",
+			What: "the VM is powered on", Advice: "shut it down (-shutdown), or export from a snapshot (-snapshot)",
 			PowerState: true, Certain: true,
 		})
 	case string(types.VirtualMachinePowerStateSuspended):
 		out = append(out, Blocker{
-			What: "the VM is suspended", Advice: "resume it and shut it down, or export from a snapshot",
+			What: "the VM is suspended", Advice: "resume it and shut it down, or export from a snapshot (-snapshot)",
 			PowerState: true, Certain: true,
 		})
 	}
@@ -243,11 +243,11 @@ func blockers(vm VM, connection types.VirtualMachineConnectionState, devices []t
 		}
 		b := Blocker{
 			What:   fmt.Sprintf("%s holds the image %s; if that file is gone, the host refuses the export", label(&v.VirtualDevice, "a CD-ROM drive"), iso.FileName),
-			Advice: "remove the drive (remove_cdrom) if the export fails", Media: true,
+			Advice: "remove the drive (-remove-cdrom; remove_cdrom in a job file) if the export fails", Media: true,
 		}
 		if lost {
 			b.What = fmt.Sprintf("%s holds the image %s on a datastore that cannot be reached", label(&v.VirtualDevice, "a CD-ROM drive"), iso.FileName)
-			b.Advice, b.Certain = "remove the drive (remove_cdrom)", true
+			b.Advice, b.Certain = "remove the drive (-remove-cdrom; remove_cdrom in a job file)", true
 		}
 		out = append(out, b)
 	}

@@ -212,7 +212,7 @@ func classifyFault(err, why error) (kind problem.Kind, advice string, because er
 		if f.ExistingState != "" {
 			why = fmt.Errorf("the VM is %s: %w", f.ExistingState, why)
 		}
-		return problem.Conflict, "shut the VM down, or export from a snapshot", why
+		return problem.Conflict, "shut the VM down (-shutdown), or export from a snapshot (-snapshot)", why
 	}
 	if isFault[*types.TaskInProgress](err) {
 		return problem.Conflict, "wait for the VM's running task or export to end, then try again", fmt.Errorf("%w: %w", ErrBusy, why)
@@ -221,7 +221,7 @@ func classifyFault(err, why error) (kind problem.Kind, advice string, because er
 		if file := f.GetFileFault().File; file != "" {
 			why = fmt.Errorf("file %q: %w", file, why)
 		}
-		return problem.Conflict, "an image in a CD-ROM drive may be gone: remove the drive (remove_cdrom), or check the datastore", why
+		return problem.Conflict, "an image in a CD-ROM drive may be gone: remove the drive (-remove-cdrom; remove_cdrom in a job file), or check the datastore", why
 	}
 	if isFault[*types.InvalidState](err) {
 		return problem.Conflict, "wait until nothing else works on the VM, then try again", fmt.Errorf("%w: %w", ErrBusy, why)

@@ -171,7 +171,7 @@ func (c *Client) Shutdown(ctx context.Context, moref string, timeout time.Durati
 	}
 	if s := get[string](props, "guest.toolsRunningStatus"); s != string(types.VirtualMachineToolsRunningStatusGuestToolsRunning) {
 		return problem.New(problem.Conflict, what, errors.New("VMware Tools are not running in the guest"),
-			"shut it down from inside, or export from a snapshot")
+			"shut it down from inside, or export from a snapshot (-snapshot)")
 	}
 	if _, err := methods.ShutdownGuest(ctx, c.rt, &types.ShutdownGuest{This: ref}); err != nil {
 		if f, ok := asFault[*types.InvalidPowerState](err); !ok || f.ExistingState != types.VirtualMachinePowerStatePoweredOff {

@@ -198,7 +198,7 @@ func (f *Folder) examine(vm VM, overwrite bool) (whole *Receipt, earlier *record
 		if !overwrite {
 			return nil, nil, problem.New(problem.Conflict, what,
 				fmt.Errorf("it already holds the export of %q of %s", receipt.VM.Path, receipt.Completed.Format(time.RFC3339)),
-				"check that one with 'hyper2kvm verify', choose another folder, or ask for overwrite")
+				"check that one with 'hyper2kvm verify', choose another folder, or replace it (-overwrite; overwrite in a job file)")
 		}
 		whole = &receipt
 	}
@@ -214,7 +214,7 @@ func (f *Folder) examine(vm VM, overwrite bool) (whole *Receipt, earlier *record
 		if !rec.VM.Same(vm) && !overwrite {
 			return nil, nil, problem.New(problem.Conflict, what,
 				fmt.Errorf("it holds an unfinished export of another VM, %q", rec.VM.Path),
-				"choose another folder, or ask for overwrite")
+				"choose another folder, or replace it (-overwrite; overwrite in a job file)")
 		}
 		earlier = &rec
 	}

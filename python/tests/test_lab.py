@@ -168,7 +168,8 @@ class Failures(unittest.TestCase):
 
     def test_ctrl_c(self) -> None:
         program = (
-            "import logging, sys\n"
+            "import logging, signal, sys\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell ignores it\n"
             "from hyper2kvm.vmware.transports import export_vm_h2kvmctl\n"
             "logging.basicConfig()\n"
             "export_vm_h2kvmctl(sys.argv[1], sys.argv[2], cancel_on_interrupt=sys.argv[3] == 'yes',\n"

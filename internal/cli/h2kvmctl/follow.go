@@ -123,17 +123,19 @@ func (a *app) detached(ids []string, seen []*models.Job) error {
 	for i, id := range ids {
 		switch {
 		case seen[i] == nil:
-			on = append(on, id)
+			on = append(on, short(id))
 		case !seen[i].Status.Final():
-			on = append(on, seen[i].ID)
+			on = append(on, short(seen[i].ID))
 		}
 	}
 	if len(on) > 0 {
 		list := term.Clean(strings.Join(on, ","))
 		fmt.Fprintf(a.io.Err, "No longer watching; %d job(s) go on in the daemon.\n", len(on))
-		if len(on) == 1 {
-			fmt.Fprintf(a.io.Err, "  watch again: %s watch -id %s\n", name, list)
+		watch := "watch -id "
+		if len(on) > 1 {
+			watch = "query -watch -id "
 		}
+		fmt.Fprintf(a.io.Err, "  watch again: %s %s%s\n", name, watch, list)
 		fmt.Fprintf(a.io.Err, "  stop:        %s cancel -id %s\n", name, list)
 	}
 	return &exit.Error{Code: exit.Interrupted}

@@ -223,7 +223,7 @@ func TestDetach(t *testing.T) {
 	out.until(t, "is running")
 	id := jobID.FindStringSubmatch(out.total.String())[1]
 	interrupt()
-	if got := <-code; got != 130 || !strings.Contains(errs.String(), "h2kvmctl cancel -id "+id) {
+	if got := <-code; got != 130 || !strings.Contains(errs.String(), "h2kvmctl cancel -id "+id[:8]) {
 		t.Errorf("exit code %d\n%s", got, errs)
 	}
 	query, _, code := start(t.Context(), url, "query", "-id", id)

@@ -46,7 +46,7 @@ func (a *app) export(ctx context.Context, cmd *cli.Command) error {
 	}
 	bars := term.NewBars(a.errIO())
 	defer bars.Close()
-	log := a.logger(bars)
+	log := a.barLogger(bars)
 	client, err := a.connect(ctx, log)
 	if err != nil {
 		return err

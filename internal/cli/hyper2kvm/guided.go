@@ -46,7 +46,7 @@ func (a *app) guide(ctx context.Context) error {
 	a.io.Banner("hyper2kvm", tagline+", version "+models.Version)
 	bars := term.NewBars(a.io)
 	defer bars.Close()
-	log := a.logger(bars)
+	log := a.barLogger(bars)
 	client, err := a.login(ctx, log)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -107,6 +108,45 @@ func (a *app) logger(w io.Writer) *slog.Logger {
 	}
 	return slog.New(logging.New(w, level, logging.Text))
 }
+
+// barLogger writes warnings as everything else is said beside bars; with -debug
+// it is logger.
+func (a *app) barLogger(bars *term.Bars) *slog.Logger {
+	if a.debug {
+		return a.logger(bars)
+	}
+	return slog.New(badges{say: bars.Say})
+}
+
+// badges is a slog.Handler that says warnings. Groups, which nobody here uses,
+// are not told apart.
+type badges struct {
+	say   func(slog.Level, string)
+	attrs []slog.Attr
+}
+
+func (badges) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+
+func (b badges) Handle(_ context.Context, r slog.Record) error {
+	attrs := slices.Clone(b.attrs)
+	r.Attrs(func(a slog.Attr) bool {
+		attrs = append(attrs, a)
+		return true
+	})
+	text := r.Message
+	if len(attrs) > 0 {
+		text += " | " + logging.Attrs(attrs)
+	}
+	b.say(r.Level, text)
+	return nil
+}
+
+func (b badges) WithAttrs(attrs []slog.Attr) slog.Handler {
+	b.attrs = slices.Concat(b.attrs, attrs)
+	return b
+}
+
+func (b badges) WithGroup(string) slog.Handler { return b }
 
 // connect opens a session with the environment's vCenter. The caller ends it
 // with disconnect.
