@@ -257,7 +257,7 @@ func (v *live) say(message func()) {
 func (v *live) close() { v.region.Draw(nil, nil) }
 
 // tables shows tables: on a terminal in place of what was shown before, else
-// when the state of a job has changed, and progress every lineEvery.
+// when the state or phase of a job has changed, and progress every lineEvery.
 type tables struct {
 	app    *app
 	region *term.Region
@@ -280,7 +280,10 @@ func (t *tables) show(resp models.QueryResponse, byID bool) {
 	if !t.app.io.Styled() {
 		var states strings.Builder
 		for _, j := range resp.Jobs {
-			fmt.Fprintln(&states, j.ID, j.Status)
+			fmt.Fprint(&states, j.ID, j.Status)
+			if j.Progress != nil {
+				fmt.Fprint(&states, j.Progress.Phase)
+			}
 		}
 		table(&to)
 		if b.String() != t.before && (states.String() != t.states || time.Since(t.at) >= lineEvery) {
