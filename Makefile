@@ -9,7 +9,7 @@ FUZZTIME  ?= 20s
 TOOLS     := $(CURDIR)/build/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race lint bench load fuzz e2e lab demo packages clean
+.PHONY: help build test race lint python bench load fuzz e2e lab demo packages clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,16 @@ lint: $(TOOLS)/golangci-lint ## vet, format and lint
 $(TOOLS)/golangci-lint:
 	@mkdir -p $(TOOLS)
 	GOBIN=$(TOOLS) $(GO) install $(LINTER)
+
+# The interpreter is Debian's, whose packages bring setuptools and wheel: that
+# is how the package is installed where no package index can be reached.
+python: ## install the Python package into a new environment, check its types (needs python3-setuptools, python3-wheel, python3-venv, mypy)
+	rm -rf build/venv
+	/usr/bin/python3 -m venv --system-site-packages build/venv
+	build/venv/bin/pip install --quiet --no-index --no-build-isolation ./python
+	rm -rf python/build python/hyper2kvm.egg-info
+	mypy --cache-dir build/mypy --strict --python-executable build/venv/bin/python -p hyper2kvm
+	cd build && venv/bin/python -c 'from hyper2kvm.vmware import transports; print("installed:", transports.create_h2kvmctl_runner.__module__)'
 
 bench: build ## measure speed and memory against plain downloads
 	$(GO) run ./internal/bench

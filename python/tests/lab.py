@@ -33,6 +33,13 @@ def binary(name: str) -> str:
     return path
 
 
+def missing(what: str) -> None:
+    """Skips a test for want of a program or a module that not everybody has; CI installs it, so there it is a failure."""
+    if os.environ.get("CI"):
+        raise AssertionError(f"there is no {what} here; .ci/run installs it")
+    raise unittest.SkipTest(f"there is no {what} here")
+
+
 def environment(**settings: str) -> Dict[str, str]:
     """The environment without what would lead to another vCenter or daemon, with these settings."""
     return {**{k: v for k, v in os.environ.items() if not k.startswith(("H2KVM", "GOVC"))}, **settings}

@@ -11,7 +11,7 @@ import sys
 import unittest
 from typing import Any, Dict, List, Tuple
 
-from .lab import PATIENCE, Lab, run
+from .lab import PATIENCE, Lab, missing, run
 
 EXAMPLES = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", "examples"))
 SLOW = "/DC0/vm/Lab/incompressible"
@@ -110,7 +110,7 @@ class Ansible(unittest.TestCase):
         try:
             import yaml
         except ImportError:
-            self.skipTest("Python has no yaml here")
+            missing("module yaml")
         for path in self.playbooks():
             with self.subTest(path), open(path, encoding="utf-8") as f:
                 for play in yaml.safe_load(f):
@@ -120,7 +120,7 @@ class Ansible(unittest.TestCase):
 
     def test_run(self) -> None:
         if not shutil.which("ansible-playbook"):
-            self.skipTest("there is no ansible-playbook here")
+            missing("ansible-playbook")
         for path in self.playbooks():
             folder = lab.output(os.path.basename(path))
             settings = {"daemon": lab.url, "h2kvmctl": lab.ctl, "folder": folder, "every": 1, "ansible_python_interpreter": sys.executable}
