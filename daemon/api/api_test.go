@@ -312,7 +312,7 @@ func TestRaw(t *testing.T) {
 		"wrong type":       {method: "POST", path: "/jobs/query", contentType: j, body: `{"all":"yes"}`, status: 400, want: `"code":"invalid"`},
 		"array":            {method: "POST", path: "/jobs/cancel", contentType: j, body: `[]`, status: 400, want: `"code":"invalid"`},
 		"empty":            {method: "POST", path: "/jobs/query", contentType: j, status: 400, want: "the body is empty"},
-		"empty submit":     {method: "POST", path: "/jobs/submit", contentType: j, status: 400, want: `"accepted":0,"rejected":1,"errors":["read job file: the document is empty"]`},
+		"empty submit":     {method: "POST", path: "/jobs/submit", contentType: j, status: 400, want: `"accepted":0,"rejected":1,"errors":["read job file: the document is empty (write one job, or a batch`},
 		"not json":         {method: "POST", path: "/jobs/submit", contentType: j, body: "name: x\n", status: 400, want: `"error":{"code":"invalid","message":"read job file: line 1: not valid JSON"`},
 		"alias bomb":       {method: "POST", path: "/jobs/submit", contentType: y, body: "a: &a [x]\nb: &b [*a,*a]\njobs: [*b]\n", status: 400, want: "aliases"},
 		"deep":             {method: "POST", path: "/jobs/submit", body: strings.Repeat("[", 500_000), status: 400, want: "not valid"},

@@ -67,7 +67,7 @@ func readCertificates(cert, key, clientCA string, log *slog.Logger) (*tls.Config
 	read := func(what, file string) ([]byte, error) {
 		data, err := readPEM(file)
 		if err != nil {
-			return nil, problem.New(problem.Invalid, fmt.Sprintf("read %s %s", what, file), err, "")
+			return nil, problem.New(problem.Invalid, fmt.Sprintf("read %s %s", what, file), err, "name a file in PEM form that the daemon's user can read")
 		}
 		fmt.Fprintf(h, "%d\n", len(data))
 		h.Write(data)
@@ -94,7 +94,7 @@ func readCertificates(cert, key, clientCA string, log *slog.Logger) (*tls.Config
 		}
 		config.ClientCAs = x509.NewCertPool()
 		if !config.ClientCAs.AppendCertsFromPEM(caPEM) {
-			return nil, sum, problem.New(problem.Invalid, "read client CA "+clientCA, errors.New("it holds no certificate in PEM form"), "")
+			return nil, sum, problem.New(problem.Invalid, "read client CA "+clientCA, errors.New("it holds no certificate in PEM form"), "give the CA's certificates in PEM form")
 		}
 		// Not required here: a client may show a token instead, and one that
 		// shows neither deserves an answer that says so.

@@ -91,7 +91,7 @@ func AddToken(ctx context.Context, file, name string, role Role, expires time.Ti
 	if expires.IsZero() {
 		t.Expires = time.Time{}
 	} else if t.Expired(time.Now()) {
-		return Token{}, "", problem.New(problem.Invalid, what, errors.New("it would have expired already"), "")
+		return Token{}, "", problem.New(problem.Invalid, what, errors.New("it would have expired already"), "give a time to come")
 	}
 	err := changeTokens(ctx, file, func(tokens []Token) ([]Token, error) {
 		if len(tokens) >= maxTokens {

@@ -415,6 +415,9 @@ func (c *Client) failed(ctx context.Context, what string, err error) error {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		advice = "give the daemon's CA certificate with -ca-cert"
 	}
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		advice = "the daemon there serves plain HTTP: give its address as http://"
+	}
 	if errors.Is(err, fs.ErrPermission) && c.socket != "" {
 		return problem.New(problem.Unauthorized, what, fmt.Errorf("reach daemon at %s: %w", address, err),
 			"use a user that the socket's permissions let in, the daemon's group for instance")
@@ -435,6 +438,10 @@ func answerError(what string, resp *http.Response, data []byte) error {
 	advice := e.Details
 	if e.Message == "" {
 		advice = "check that -daemon or H2KVMD_URL names a hyper2kvmd"
+		// What net/http answers to plain HTTP where it expects TLS.
+		if resp.StatusCode == http.StatusBadRequest && bytes.Contains(data, []byte("HTTPS server")) {
+			advice = "the daemon there serves TLS: give its address as https://"
+		}
 	}
 	if strings.HasPrefix(e.Message, what+": ") {
 		what = "" // the daemon calls it the same

@@ -164,6 +164,17 @@ func TestTLS(t *testing.T) {
 	if h, err := c.Health(t.Context()); err != nil || h.Status != "healthy" {
 		t.Errorf("known CA: %+v, %v", h, err)
 	}
+	c = &Client{BaseURL: strings.Replace(srv.URL, "https:", "http:", 1)}
+	defer c.Close()
+	if _, err := c.Health(t.Context()); err == nil || !strings.Contains(err.Error(), "give its address as https://") {
+		t.Errorf("plain HTTP to a daemon with TLS: %v", err)
+	}
+	plain := httptest.NewServer(srv.Config.Handler)
+	defer plain.Close()
+	c = &Client{BaseURL: strings.Replace(plain.URL, "http:", "https:", 1)}
+	if _, err := c.Health(t.Context()); problem.KindOf(err) != problem.Unreachable || !strings.Contains(err.Error(), "give its address as http://") {
+		t.Errorf("TLS to a daemon without it: %v", err)
+	}
 }
 
 func TestRequests(t *testing.T) {

@@ -467,14 +467,14 @@ func (m *Manager) cancelOne(ctx context.Context, rec store.Record) error {
 				return problem.New(problem.Conflict, what, errors.New("it runs in another daemon"), "cancel it there")
 			}
 		default:
-			return problem.New(problem.Conflict, what, fmt.Errorf("it is %s already", rec.Job.Status), "")
+			return problem.New(problem.Conflict, what, fmt.Errorf("it is %s already", rec.Job.Status), "nothing is left to stop")
 		}
 		recs, err := m.store.Load(ctx, store.Filter{IDs: []string{id}})
 		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		if len(recs) == 0 {
-			return problem.New(problem.NotFound, what, store.ErrNotFound, "")
+			return problem.New(problem.NotFound, what, store.ErrNotFound, "query all jobs to see their ids")
 		}
 		rec = recs[0]
 	}

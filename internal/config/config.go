@@ -189,6 +189,8 @@ type reader struct {
 	from        map[string]string // where a setting comes from, by its key in the file
 }
 
+const tryAgain = "put it right; hyper2kvmd -check-config says whether all is well"
+
 func read(flags Flags, getenv func(string) string, cred credentials) (*reader, error) {
 	c := &reader{credentials: cred, from: map[string]string{}, Config: Config{
 		Addr: DefaultAddr, MaxRunning: DefaultMaxRunning, StreamsPerHost: DefaultStreamsPerHost, LogFormat: logging.Text,
@@ -207,7 +209,11 @@ func read(flags Flags, getenv func(string) string, cred credentials) (*reader, e
 		}
 		c.File = abs
 		if err := c.readFile(); err != nil {
-			return c, problem.New(problem.Invalid, "read configuration "+c.File, err, "")
+			advice := tryAgain
+			if e, ok := errors.AsType[*fs.PathError](err); ok && e.Path == c.File {
+				advice = "name a file that can be read with -config or H2KVMD_CONFIG"
+			}
+			return c, problem.New(problem.Invalid, "read configuration "+c.File, err, advice)
 		}
 	}
 	if err := c.override(flags, getenv); err != nil {
@@ -218,7 +224,7 @@ func read(flags Flags, getenv func(string) string, cred credentials) (*reader, e
 		if from := c.from[key]; from != "" {
 			what += " (" + from + ")"
 		}
-		return c, problem.New(problem.Invalid, what, err, "")
+		return c, problem.New(problem.Invalid, what, err, tryAgain)
 	}
 	return c, nil
 }

@@ -108,7 +108,11 @@ func Run(ctx context.Context, in, out string, opts Options, tracker *progress.Tr
 		if ctx.Err() != nil {
 			kind, err = problem.Cancelled, context.Cause(ctx)
 		}
-		return problem.New(kind, what, err, "")
+		advice := ""
+		if vmdk.IsDamage(err) {
+			advice = "the file is damaged or not whole: export the VM or fetch the file again"
+		}
+		return problem.New(kind, what, err, advice)
 	}
 	tracker.Enter(progress.Preparing)
 	source, err := open(in)

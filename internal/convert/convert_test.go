@@ -241,7 +241,8 @@ func TestOutputs(t *testing.T) {
 		out := filepath.Join(dir, "bad.out")
 		_, err := run(t, bad, out, opts)
 		if err == nil || !strings.Contains(err.Error(), "bad.vmdk") || !strings.Contains(err.Error(), "sector 0 ") ||
-			!strings.Contains(err.Error(), fmt.Sprintf("byte %d of the stream", e.StreamOffset)) {
+			!strings.Contains(err.Error(), fmt.Sprintf("byte %d of the stream", e.StreamOffset)) ||
+			!strings.Contains(err.Error(), "(the file is damaged or not whole: ") {
 			t.Errorf("%+v: %v", opts, err)
 		}
 		if left, _ := filepath.Glob(out + "*"); len(left) > 0 {

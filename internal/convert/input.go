@@ -63,7 +63,7 @@ func open(path string) (in *input, err error) {
 	if info.IsDir() {
 		dir, name = path, ""
 	} else if !info.Mode().IsRegular() {
-		return in, problem.New(problem.Conflict, "", errors.New("it is neither a file nor a folder"), "")
+		return in, problem.New(problem.Conflict, "", errors.New("it is neither a file nor a folder"), "name a .vmdk, an .ova, or the folder of an OVF package")
 	}
 	if dir == "" {
 		dir = "."
@@ -244,7 +244,7 @@ func (in *input) readPackage(descriptor string) error {
 		in.disks = append(in.disks, e)
 	}
 	if len(in.disks) == 0 {
-		return problem.New(problem.Conflict, "", fmt.Errorf("%s names no disks", descriptor), "")
+		return problem.New(problem.Conflict, "", fmt.Errorf("%s names no disks", descriptor), "there is nothing to convert: the VM has no disks, or they were left out of its export")
 	}
 	return nil
 }

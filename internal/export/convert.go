@@ -106,13 +106,3 @@ func (c *conversion) discard() error {
 	c.stop()
 	return c.partial.Discard()
 }
-
-// isDamage tells a stream that does not hold what it should from everything
-// else that can end a conversion.
-func isDamage(err error) bool {
-	if _, ok := errors.AsType[*vmdk.FormatError](err); ok {
-		return true
-	}
-	_, ok := errors.AsType[*image.ExtentError](err)
-	return ok || errors.Is(err, vmdk.ErrTruncated)
-}

@@ -156,7 +156,7 @@ func (d *download) convert(p []byte) error {
 
 // imageFailed tells a damaged stream from trouble on this side.
 func (d *download) imageFailed(err error) error {
-	if isDamage(err) {
+	if vmdk.IsDamage(err) {
 		return &stream.DamageError{Err: err}
 	}
 	d.broken = d.image.partial.Wrote(err)

@@ -47,7 +47,7 @@ func Parse(data []byte, contentType, source string) ([]Entry, error) {
 		if source != "" {
 			err = fmt.Errorf("%s: %w", source, err)
 		}
-		return problem.New(problem.Invalid, what, err, "")
+		return problem.New(problem.Invalid, what, err, "write one job, or a batch under \"jobs\", in YAML or JSON, as example-job.yaml and example-batch.yaml do")
 	}
 	syntax, err := syntaxOf(contentType)
 	if err != nil {

@@ -114,7 +114,8 @@ func (a *app) noneAccepted(resp models.SubmitResponse, err error) error {
 	for _, text := range resp.Errors {
 		a.fail(text)
 	}
-	return &exit.Error{Code: exit.Code(err), Err: fmt.Errorf("none of %d jobs was accepted", resp.Rejected)}
+	return &exit.Error{Code: exit.Code(err), Err: problem.New(problem.KindOf(err), "", fmt.Errorf("none of %d jobs was accepted", resp.Rejected),
+		"put right what is named above and submit the file again")}
 }
 
 // submission reads what is to be submitted, and gives what does it.
@@ -168,7 +169,7 @@ func (a *app) fileSubmission(ctx context.Context, cmd *cli.Command) (func(*clien
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, invalid("read job file "+file, err, "")
+		return nil, invalid("read job file "+file, err, "give -file a file that can be read, or - for standard input")
 	}
 	contentType := ""
 	switch strings.ToLower(filepath.Ext(file)) {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+
+	"github.com/hyper2kvm/hyper2kvm/internal/image"
 )
 
 // SectorSize is the unit of every offset and size in the format, in bytes.
@@ -100,6 +102,17 @@ const zeroedGrain = 1
 // ErrTruncated means that a stream ended before its structure was complete.
 // Fetching it again can help.
 var ErrTruncated = errors.New("stream ends early")
+
+// IsDamage tells a stream that does not hold what it should, by its structure
+// or, as a Writer found, by what is in its grains, from everything else that
+// can end a conversion.
+func IsDamage(err error) bool {
+	if _, ok := errors.AsType[*FormatError](err); ok {
+		return true
+	}
+	_, ok := errors.AsType[*image.ExtentError](err)
+	return ok || errors.Is(err, ErrTruncated)
+}
 
 // FormatError says that a stream is not a stream-optimized VMDK, or a damaged
 // one.
