@@ -58,6 +58,7 @@ __NAME_complete() {
     token=${line%%:*}
     [[ $cur == -[!-]* && $token == --* ]] && token=${token#-}
     [[ -n $token && $token == "$cur"* ]] || continue
+    [[ -z $cur && $last =~ ^--?vm$ && $token != /* ]] && continue # names once one is begun
     if [[ -n $open ]]; then
       COMPREPLY+=("$prefix$token")
     else

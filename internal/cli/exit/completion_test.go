@@ -4,7 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"slices"
 	"testing"
 )
 
@@ -13,6 +13,8 @@ import (
 func TestBashCompletion(t *testing.T) {
 	for line, want := range map[string]string{
 		"prog su":                           "prog: submit",
+		"prog submit -vm ":                  `prog submit -vm: /DC0/file\ server\ 01	/DC0/web01	/DC0/日本`,
+		"prog submit -vm we":                "prog submit -vm: web01",
 		"prog submit -vm /DC0/f":            `prog submit -vm: /DC0/file\ server\ 01`,
 		"prog submit -vm '/DC0/f":           "prog submit -vm: /DC0/file server 01",
 		`prog submit -vm /DC0/file\ s`:      `prog submit -vm: /DC0/file\ server\ 01`,
@@ -35,10 +37,10 @@ func TestBashCompletion(t *testing.T) {
 		if err := os.WriteFile(precious, []byte("kept"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		script := strings.ReplaceAll(bashScript, "NAME", "prog") + `
+		script := script("bash", "prog") + `
 prog() {
   printf 'prog %s' "$*" | sed 's/ --generate-shell-completion$//' > asked
-  printf '%s\n' submit:'give jobs' '/DC0/file server 01' /DC0/web01 /DC0/日本 1234 --output:folder --status:x
+  printf '%s\n' submit:'give jobs' '/DC0/file server 01' /DC0/web01 /DC0/日本 web01 1234 --output:folder --status:x
 }
 COMP_LINE=$LINE COMP_POINT=${#LINE}
 __prog_complete
@@ -58,5 +60,13 @@ true
 		if _, err := os.Stat(filepath.Join(dir, "pwned")); err == nil {
 			t.Errorf("%q was evaluated", line)
 		}
+	}
+}
+
+func TestVMs(t *testing.T) {
+	got := VMs([]string{"/DC0/vm/a/app01", "/DC0/vm/b/app01", "/DC0/vm/web01", "/DC1/vm/web%2fproxy"})
+	want := []string{"/DC0/vm/a/app01", "/DC0/vm/b/app01", "/DC0/vm/web01", "/DC1/vm/web%2fproxy", "web01", "web%2fproxy"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -2,7 +2,6 @@ package h2kvmctl
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"time"
 
@@ -11,7 +10,6 @@ import (
 	"github.com/hyper2kvm/hyper2kvm/daemon/models"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/joboptions"
-	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
 )
 
 // completeTimeout bounds what a press of the tab key waits for the daemon.
@@ -46,13 +44,7 @@ func (a *app) complete(ctx context.Context, cmd *cli.Command) {
 		cli.DefaultCompleteWithFlags(ctx, cmd)
 		return
 	}
-	for _, v := range values {
-		// A colon would begin the description, and what a terminal obeys has no
-		// place on a prompt.
-		if !strings.Contains(v, ":") && term.Clean(v) == v {
-			fmt.Fprintln(a.io.Out, v)
-		}
-	}
+	exit.Propose(a.io.Out, values)
 }
 
 func (a *app) remoteValues(ctx context.Context, cmd *cli.Command, flag string) []string {
@@ -72,7 +64,7 @@ func (a *app) remoteValues(ctx context.Context, cmd *cli.Command, flag string) [
 		for _, vm := range list.VMs {
 			values = append(values, vm.Path)
 		}
-		return values
+		return exit.VMs(values)
 	}
 	jobs, err := c.Query(ctx, models.QueryRequest{All: true})
 	if err != nil {

@@ -2,7 +2,6 @@ package hyper2kvm
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/exit"
 	"github.com/hyper2kvm/hyper2kvm/internal/cli/joboptions"
-	"github.com/hyper2kvm/hyper2kvm/internal/cli/term"
 )
 
 // completeTimeout bounds what a press of the tab key waits for vCenter.
@@ -34,7 +32,7 @@ func (a *app) complete(ctx context.Context, cmd *cli.Command) {
 	var values []string
 	switch last {
 	case "vm":
-		values = a.vmPaths(ctx)
+		values = a.vms(ctx)
 	case "format":
 		values = joboptions.Formats
 	case "hardware":
@@ -43,15 +41,10 @@ func (a *app) complete(ctx context.Context, cmd *cli.Command) {
 		cli.DefaultCompleteWithFlags(ctx, cmd)
 		return
 	}
-	for _, v := range values {
-		// A colon would begin the description.
-		if !strings.Contains(v, ":") && term.Clean(v) == v {
-			fmt.Fprintln(a.io.Out, v)
-		}
-	}
+	exit.Propose(a.io.Out, values)
 }
 
-func (a *app) vmPaths(ctx context.Context) []string {
+func (a *app) vms(ctx context.Context) []string {
 	ctx, cancel := context.WithTimeout(ctx, completeTimeout)
 	defer cancel()
 	log := slog.New(slog.DiscardHandler)
@@ -68,5 +61,5 @@ func (a *app) vmPaths(ctx context.Context) []string {
 	for i, vm := range vms {
 		paths[i] = vm.Path
 	}
-	return paths
+	return exit.VMs(paths)
 }
