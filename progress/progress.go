@@ -72,7 +72,8 @@ type Snapshot struct {
 	// end and equals Received when the export is whole.
 	Total int64
 	// Percent runs from 0 to 100 and comes from positions, not from bytes
-	// received. It never falls while one file set is in transfer, except when
+	// received. Each file counts by its weight when all have one, else by its
+	// capacity. It never falls while one file set is in transfer, except when
 	// a disk has to start again.
 	Percent float64
 	// BytesPerSecond is the recent rate of bytes received from the network.

@@ -46,6 +46,7 @@ type Handle struct {
 	name     string
 	position atomic.Int64
 	capacity atomic.Int64
+	weight   atomic.Int64
 	received atomic.Int64
 	network  atomic.Int64
 	size     atomic.Int64 // real size once the stream has ended, else -1
@@ -115,10 +116,15 @@ func (t *Tracker) Snapshot() Snapshot {
 	defer t.mu.Unlock()
 	s := Snapshot{Phase: t.phase, Files: make([]File, 0, len(t.files)), Remaining: -1}
 	now := sample{at: time.Now(), positions: make([]int64, len(t.files))}
-	var position, capacity int64
+	weights := t.weights()
+	var done, all float64
 	for i, h := range t.files {
 		f := h.file()
 		s.Files = append(s.Files, f)
+		all += weights[i]
+		if f.Capacity > 0 {
+			done += weights[i] * min(1, float64(f.Position)/float64(f.Capacity))
+		}
 		size := h.size.Load()
 		switch {
 		case size >= 0:
@@ -127,8 +133,6 @@ func (t *Tracker) Snapshot() Snapshot {
 			s.Total += max(f.Capacity, f.Received)
 		}
 		s.Received += f.Received
-		position += f.Position
-		capacity += f.Capacity
 		now.network += h.network.Load()
 		now.positions[i] = f.Position
 		switch f.State {
@@ -140,12 +144,27 @@ func (t *Tracker) Snapshot() Snapshot {
 			}
 		}
 	}
-	if capacity > 0 {
-		s.Percent = min(100, 100*float64(position)/float64(capacity))
+	if all > 0 {
+		s.Percent = min(100, 100*done/all)
 	}
 	t.remember(now)
-	t.estimate(&s, now)
+	t.estimate(&s, now, weights)
 	return s
+}
+
+// weights says how much of the whole each file is.
+func (t *Tracker) weights() []float64 {
+	weights, capacities := make([]float64, len(t.files)), make([]float64, len(t.files))
+	all := true
+	for i, h := range t.files {
+		w := h.weight.Load()
+		weights[i], capacities[i] = float64(w), float64(h.capacity.Load())
+		all = all && w > 0
+	}
+	if all {
+		return weights
+	}
+	return capacities
 }
 
 // remember keeps the samples of the last rateWindow, at most one for every
@@ -163,7 +182,7 @@ func (t *Tracker) remember(now sample) {
 
 // estimate fills in the rate and the time left. Disks run in parallel, so the
 // whole ends with the slowest of them; files that still wait run after it.
-func (t *Tracker) estimate(s *Snapshot, now sample) {
+func (t *Tracker) estimate(s *Snapshot, now sample, weights []float64) {
 	if len(t.samples) == 0 {
 		return
 	}
@@ -173,27 +192,33 @@ func (t *Tracker) estimate(s *Snapshot, now sample) {
 		return
 	}
 	s.BytesPerSecond = int64(float64(now.network-first.network) / elapsed)
-	var left, moved int64
-	var longest float64
+	var left, moved, longest float64 // left and moved by weight, longest in seconds
 	for i, f := range s.Files {
-		rest := f.Capacity - f.Position
-		if rest <= 0 || f.State == Done || f.State == Kept {
+		if f.State == Done || f.State == Kept {
 			continue
 		}
-		left += rest
-		gone := now.positions[i] - first.positions[i]
+		if f.Capacity == 0 {
+			left += weights[i]
+			continue
+		}
+		rest := float64(f.Capacity - f.Position)
+		if rest <= 0 {
+			continue
+		}
+		share := weights[i] / float64(f.Capacity)
+		left += rest * share
+		gone := float64(now.positions[i] - first.positions[i])
 		if gone <= 0 {
 			continue
 		}
-		moved += gone
-		longest = max(longest, float64(rest)/(float64(gone)/elapsed))
+		moved += gone * share
+		longest = max(longest, rest/(gone/elapsed))
 	}
 	switch {
 	case left == 0:
 		s.Remaining = 0
 	case moved > 0:
-		all := float64(left) / (float64(moved) / elapsed)
-		seconds := max(all, longest)
+		seconds := max(left/(moved/elapsed), longest)
 		if seconds < float64(1<<62)/float64(time.Second) {
 			s.Remaining = time.Duration(seconds * float64(time.Second))
 		}
@@ -224,6 +249,11 @@ func (h *Handle) Holds(received, position int64) {
 
 // SetCapacity says what the position will end at, in bytes.
 func (h *Handle) SetCapacity(n int64) { h.capacity.Store(n) }
+
+// Weigh says how much work the file is beside the others, in any unit that they
+// share: a thin disk is less than its capacity. A weight that is not positive
+// is unknown, and then all files count by their capacities.
+func (h *Handle) Weigh(n int64) { h.weight.Store(n) }
 
 // SetState moves the file to a state that needs no further word.
 func (h *Handle) SetState(s FileState) {

@@ -36,6 +36,34 @@ func TestSnapshotComesFromPositions(t *testing.T) {
 	})
 }
 
+func TestFilesCountByTheirWeights(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := NewTracker(nil)
+		full, empty, unknown := tr.Add("full", 1000), tr.Add("empty", 1e6), tr.Add("unknown", 0)
+		full.Weigh(900)
+		empty.Weigh(50)
+		tr.Snapshot()
+		time.Sleep(time.Second)
+		empty.Holds(1, 5e5)
+		if s := tr.Snapshot(); int(s.Percent) != 49 {
+			t.Fatalf("one weight is missing: %v %%", s.Percent)
+		}
+		unknown.Weigh(50)
+		full.Holds(100, 100)
+		// 90 and 25 of 1000 in a second; the slowest has nine times that to go.
+		if s := tr.Snapshot(); s.Percent != 11.5 || s.Remaining != 9*time.Second {
+			t.Fatalf("by weight: %v %%, %v left", s.Percent, s.Remaining)
+		}
+		unknown.SetCapacity(20)
+		unknown.Holds(20, 20)
+		empty.Finish(Done, 2)
+		full.Holds(1000, 1000)
+		if s := tr.Snapshot(); s.Percent != 100 {
+			t.Fatalf("at the end: %v %%", s.Percent)
+		}
+	})
+}
+
 func TestTimeLeftIsThatOfTheSlowest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := NewTracker(nil)

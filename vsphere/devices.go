@@ -99,6 +99,28 @@ func disks(devices []types.BaseVirtualDevice) []Disk {
 	return out
 }
 
+// allocated gives by device key what the extents of each disk take on the
+// datastore, those of the snapshots it is based on included.
+func allocated(layout types.VirtualMachineFileLayoutEx) map[int32]int64 {
+	extents := map[int32]int64{}
+	for _, f := range layout.File {
+		if f.Type == string(types.VirtualMachineFileLayoutExFileTypeDiskExtent) {
+			extents[f.Key] = max(0, f.Size)
+		}
+	}
+	used := map[int32]int64{}
+	for _, d := range layout.Disk {
+		for _, unit := range d.Chain {
+			for _, key := range unit.FileKey {
+				if sum := used[d.Key] + extents[key]; sum > 0 {
+					used[d.Key] = sum
+				}
+			}
+		}
+	}
+	return used
+}
+
 // datastoreOf takes the name out of "[name] folder/file".
 func datastoreOf(file string) string {
 	rest, ok := strings.CutPrefix(file, "[")

@@ -1,6 +1,8 @@
 package vsphere
 
 import (
+	"maps"
+	"math"
 	"slices"
 	"testing"
 
@@ -65,6 +67,24 @@ func TestClassifyItem(t *testing.T) {
 		if got := classifyItem(tt.url, tt.disk); got != tt.want {
 			t.Errorf("%+v: got %s, want %s", tt.url, got, tt.want)
 		}
+	}
+}
+
+func TestAllocated(t *testing.T) {
+	const extent = string(types.VirtualMachineFileLayoutExFileTypeDiskExtent)
+	got := allocated(types.VirtualMachineFileLayoutEx{
+		File: []types.VirtualMachineFileLayoutExFileInfo{
+			{Key: 1, Type: "diskDescriptor", Size: 500}, {Key: 2, Type: extent, Size: 1000},
+			{Key: 3, Type: extent, Size: 30}, {Key: 4, Type: extent, Size: -7}, {Key: 5, Type: extent, Size: math.MaxInt64},
+		},
+		Disk: []types.VirtualMachineFileLayoutExDiskLayout{
+			{Key: 2000, Chain: []types.VirtualMachineFileLayoutExDiskUnit{{FileKey: []int32{1, 2}}, {FileKey: []int32{3}}}},
+			{Key: 2001, Chain: []types.VirtualMachineFileLayoutExDiskUnit{{FileKey: []int32{4, 99}}}},
+			{Key: 2002, Chain: []types.VirtualMachineFileLayoutExDiskUnit{{FileKey: []int32{5, 5}}}},
+		},
+	})
+	if want := map[int32]int64{2000: 1030, 2002: math.MaxInt64}; !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

@@ -504,7 +504,7 @@ func (c *Client) vmObjects(ctx context.Context, moref string, more []string) ([]
 func (c *Client) InspectVM(ctx context.Context, moref string) (VM, error) {
 	objects, err := c.vmObjects(ctx, moref, []string{
 		"config.uuid", "config.version", "config.changeVersion", "config.hardware", "config.bootOptions", "config.keyId",
-		"snapshot", "runtime.connectionState",
+		"snapshot", "runtime.connectionState", "layoutEx",
 	})
 	if err != nil {
 		return VM{}, failure("inspect VM "+moref, err)
@@ -537,6 +537,10 @@ func (c *Client) InspectVM(ctx context.Context, moref string) (VM, error) {
 		}
 	}
 	readDevices(&vm, hardware.Device, inv, portgroups)
+	used := allocated(get[types.VirtualMachineFileLayoutEx](p, "layoutEx"))
+	for i := range vm.Disks {
+		vm.Disks[i].Allocated = used[vm.Disks[i].Key]
+	}
 	for _, s := range get[types.VirtualMachineSnapshotInfo](p, "snapshot").RootSnapshotList {
 		vm.Snapshots = appendSnapshots(vm.Snapshots, s, 0)
 	}

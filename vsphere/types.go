@@ -66,11 +66,14 @@ type Disk struct {
 	Controller string
 	Bus, Unit  int   // bus number of the controller, unit number on it
 	Capacity   int64 // bytes the guest sees
-	Thin       bool
-	Mode       string // persistent, independent_persistent, ...
-	RDM        bool   // raw device mapping
-	Datastore  string // name, from File
-	File       string // "[datastore] folder/name.vmdk"
+	// Allocated is what its files take on the datastore, in bytes, 0 when the
+	// server does not say (VirtualMachineFileLayoutEx).
+	Allocated int64
+	Thin      bool
+	Mode      string // persistent, independent_persistent, ...
+	RDM       bool   // raw device mapping
+	Datastore string // name, from File
+	File      string // "[datastore] folder/name.vmdk"
 	// ContentID changes with the first write after the disk was opened
 	// (VirtualDiskFlatVer2BackingInfo.contentId); may be empty.
 	ContentID string

@@ -135,8 +135,13 @@ func Run(ctx context.Context, in, out string, opts Options, tracker *progress.Tr
 	tracker.Enter(progress.Converting)
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(max(1, opts.Parallel))
+	handles := make([]*progress.Handle, len(targets))
 	for i, t := range targets {
-		handle := tracker.Add(filepath.Base(t.path), 0)
+		handles[i] = tracker.Add(filepath.Base(t.path), 0)
+		handles[i].Weigh(t.source.size)
+	}
+	for i, t := range targets {
+		handle := handles[i]
 		group.Go(func() (err error) {
 			defer func() {
 				if v := recover(); v != nil {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -191,6 +192,43 @@ func TestPackages(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestPercent: all disks count from the beginning, those that wait as well.
+func TestPercent(t *testing.T) {
+	dir := t.TempDir()
+	for _, f := range []file{
+		{"vm.ovf", descriptor("a.vmdk", "b.vmdk")},
+		{"a.vmdk", vmdktest.Stream(t, testDisk(1), 1)}, {"b.vmdk", vmdktest.Stream(t, testDisk(2), 1)},
+	} {
+		write(t, dir, f.name, f.data)
+	}
+	last := 0.0
+	tracker := progress.NewTracker(progress.SinkFunc(func(e progress.Event) {
+		s := e.Snapshot
+		if s.Percent < last {
+			t.Errorf("%.1f %% after %.1f %%", s.Percent, last)
+		}
+		last = s.Percent
+		if s.Phase == progress.Converting && len(s.Files) == 2 && s.Files[1].State == progress.Waiting && s.Percent > 60 {
+			t.Errorf("%.1f %% before the second disk began", s.Percent)
+		}
+	}))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tracker.Run(ctx, time.Millisecond)
+	}()
+	_, err := Run(ctx, dir, filepath.Join(t.TempDir(), "images"), Options{Format: Raw, Parallel: 1}, tracker)
+	cancel()
+	<-ended
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := tracker.Snapshot(); s.Percent != 100 {
+		t.Errorf("%.1f %% at the end", s.Percent)
 	}
 }
 

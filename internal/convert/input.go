@@ -40,8 +40,9 @@ type input struct {
 
 // entry is one file of an input.
 type entry struct {
-	name         string
-	offset, size int64 // in an archive
+	name   string
+	offset int64 // in an archive
+	size   int64
 }
 
 // maxMembers bounds what is kept of an archive's table.
@@ -90,7 +91,7 @@ func open(path string) (in *input, err error) {
 		in.archive = f
 		return in, in.readArchive()
 	}
-	in.disks = []entry{{name: name}}
+	in.disks = []entry{{name: name, size: info.Size()}}
 	return in, nil
 }
 
@@ -237,7 +238,9 @@ func (in *input) readPackage(descriptor string) error {
 			if e, ok = in.members[name]; !ok {
 				return fmt.Errorf("the archive does not hold %q, to which %s refers", name, descriptor)
 			}
-		} else if _, err := in.root.Stat(name); err != nil {
+		} else if info, err := in.root.Stat(name); err == nil {
+			e.size = info.Size()
+		} else {
 			return problem.New(problem.NotFound, "", fmt.Errorf("%s refers to %q: %w", descriptor, name, plain(err)),
 				"an export in qcow2 or raw has images already; convert what was exported as ovf, ova or with -keep-vmdk")
 		}

@@ -28,8 +28,22 @@ type Item struct {
 	TargetID string      // the host's suggestion for a file name; hostile
 	Size     int64       // bytes, 0 while unknown; never set for disks
 	Capacity int64       // bytes of guest address space, 0 while unknown
-	Host     string      // names whose stream it is, for Pace
-	Source   stream.Source
+	// Allocated is what a disk takes on the source, in bytes, 0 while unknown.
+	// It weighs the disks against each other in what is said of the whole.
+	Allocated int64
+	Host      string // names whose stream it is, for Pace
+	Source    stream.Source
+}
+
+// weight is how much work an item is, 0 when that is unknown.
+func (i Item) weight() int64 {
+	if i.Role != output.RoleDisk {
+		return max(1, i.Size)
+	}
+	if i.Allocated <= 0 || i.Capacity <= 0 {
+		return 0
+	}
+	return min(i.Allocated, i.Capacity)
 }
 
 // Digest is what a lease's manifest says of one item. Empty hashes and zero
@@ -331,6 +345,7 @@ func (r *run) fetchAll(ctx context.Context, lease Lease, tasks []*task) error {
 	var pending []*task
 	for _, t := range tasks {
 		t.handle = r.tracker.Add(t.name, t.item.Capacity)
+		t.handle.Weigh(t.item.weight())
 		if r.finished(t) && (r.archive == nil || len(pending) == 0) {
 			t.handle.Finish(progress.Kept, streamOf(t.files[0]).Size)
 			r.tracker.Remark(slog.LevelInfo, "kept finished file", slog.String("file", t.name), slog.Int64("size", t.files[0].Size))

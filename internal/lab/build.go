@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -322,6 +323,24 @@ func (b *builder) devices(spec VMSpec, files string) (object.VirtualDeviceList, 
 	return devices, nil
 }
 
+// extents gives what the server says of the files that hold a disk's data.
+func extents(sim *simulator.VirtualMachine, disk int32) []*types.VirtualMachineFileLayoutExFileInfo {
+	var files []*types.VirtualMachineFileLayoutExFileInfo
+	for _, d := range sim.LayoutEx.Disk {
+		if d.Key != disk {
+			continue
+		}
+		for i := range sim.LayoutEx.File {
+			f := &sim.LayoutEx.File[i]
+			held := slices.ContainsFunc(d.Chain, func(u types.VirtualMachineFileLayoutExDiskUnit) bool { return slices.Contains(u.FileKey, f.Key) })
+			if held && f.Type == string(types.VirtualMachineFileLayoutExFileTypeDiskExtent) {
+				files = append(files, f)
+			}
+		}
+	}
+	return files
+}
+
 // finish sets what cannot be asked for: capacities, tools, and the content.
 func (b *builder) finish(spec VMSpec, sim *simulator.VirtualMachine, vm *vm) error {
 	var committed, uncommitted int64
@@ -353,6 +372,9 @@ func (b *builder) finish(spec VMSpec, sim *simulator.VirtualMachine, vm *vm) err
 		used := int64(0)
 		for _, e := range c.extents {
 			used += e.Len
+		}
+		for _, file := range extents(sim, v.Key) {
+			file.Size, file.UniqueSize = used, used
 		}
 		committed += used
 		uncommitted += s.Capacity - used

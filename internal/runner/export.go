@@ -436,7 +436,7 @@ func (s *origin) OpenLease(ctx context.Context) (export.Lease, error) {
 	if s.observer != nil {
 		l.OnRenew(s.observer.Renewed)
 	}
-	return &lease{l, s.host}, nil
+	return &lease{l, s.host, allocated(s.vm.Disks)}, nil
 }
 
 // busyError makes vSphere's busy VM the pipeline's.

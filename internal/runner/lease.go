@@ -14,7 +14,31 @@ import (
 // lease is a vSphere lease as the pipeline sees it.
 type lease struct {
 	*vsphere.Lease
-	host string // whose streams it gives
+	host      string           // whose streams it gives
+	allocated map[string]int64 // see allocated
+}
+
+// emptyDisk is what a thin disk without data counts for, in bytes: the host
+// still has to look.
+const emptyDisk = 1 << 20
+
+// allocated gives by label what each disk takes on the datastore, in bytes, or
+// nothing when the server does not say it of all: a disk with all its space
+// cannot take none.
+func allocated(disks []vsphere.Disk) map[string]int64 {
+	sizes := map[string]int64{}
+	var sum int64
+	for _, d := range disks {
+		if d.Allocated == 0 && !d.Thin {
+			return nil
+		}
+		sum += d.Allocated
+		sizes[d.Label] = max(emptyDisk, d.Allocated)
+	}
+	if sum == 0 {
+		return nil
+	}
+	return sizes
 }
 
 var roles = map[vsphere.ItemKind]output.Role{
@@ -31,7 +55,7 @@ func (l *lease) Items() []export.Item {
 		role := roles[i.Kind]
 		items = append(items, export.Item{
 			Key: i.Key, Label: i.Label, Role: role, TargetID: i.TargetID,
-			Size: i.Size, Capacity: i.Capacity, Host: l.host,
+			Size: i.Size, Capacity: i.Capacity, Allocated: l.allocated[i.Label], Host: l.host,
 			Source: source{stream.HTTP{Client: l.HTTPClient(i), URL: i.URL}},
 		})
 	}

@@ -294,3 +294,38 @@ func TestHostileTargetIDs(t *testing.T) {
 		}
 	}
 }
+
+// TestPercentOfThinDisks: a large disk that holds next to nothing does not lift
+// the whole when it ends.
+func TestPercentOfThinDisks(t *testing.T) {
+	const vm = "/DC0/vm/thin and full"
+	l := startLab(t, lab.Options{ExtraVMs: []lab.VMSpec{{Path: vm, Disks: []lab.DiskSpec{
+		{Capacity: 4 << 20, Pattern: lab.PatternRandom},
+		{Capacity: 1 << 40, Pattern: lab.PatternSparse, Allocated: 64 << 10},
+	}}}})
+	l.SetFaults(vm, lab.Faults{BytesPerSecond: 4 << 20})
+	c := connect(t, l)
+	seen := false
+	sink := progress.SinkFunc(func(e progress.Event) {
+		s := e.Snapshot
+		if s.Phase != progress.Exporting || len(s.Files) != 2 {
+			return
+		}
+		full, thin := s.Files[0], s.Files[1]
+		share := 100 * float64(full.Position) / float64(full.Capacity)
+		if thin.State != progress.Done || share > 90 {
+			return
+		}
+		seen = true
+		if s.Percent > share+25 { // it is a fifth by its least weight
+			t.Errorf("%.1f %% of the whole when the full disk is at %.1f %%", s.Percent, share)
+		}
+	})
+	def := models.Definition{VMPath: vm, OutputPath: filepath.Join(t.TempDir(), "out")}
+	if _, err := runner.Export(t.Context(), c, def, runner.Bounds{}, sink); err != nil {
+		t.Fatal(err)
+	}
+	if !seen {
+		t.Error("the thin disk did not end before the full one")
+	}
+}
