@@ -304,6 +304,9 @@ func Layout(rows []Row, width int) []string {
 	return out
 }
 
+// suffixes end the names of a VM's disks, which differ in front of them.
+var suffixes = []string{".qcow2", ".vmdk", ".raw"}
+
 // shortenMiddle cuts s to width columns and keeps its end, where disks of one
 // VM differ.
 func shortenMiddle(s string, width int) string {
@@ -312,6 +315,11 @@ func shortenMiddle(s string, width int) string {
 		return s
 	}
 	tail := min(width*2/3, 12)
+	for _, suffix := range suffixes {
+		if name, ok := strings.CutSuffix(s, suffix); ok && tail < len(suffix)+2 {
+			return shortenMiddle(name, width) // else it would be the whole end
+		}
+	}
 	head := width - tail - 1
 	return runewidth.Truncate(s, head, "") + "…" + runewidth.TruncateLeft(s, have-tail, "")
 }

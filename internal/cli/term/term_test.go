@@ -140,6 +140,9 @@ func TestShortenMiddle(t *testing.T) {
 			t.Errorf("%q lost its end", got)
 		}
 	}
+	if got := shortenMiddle("  db01-disk-0.qcow2", 10); got != "  d…disk-0" {
+		t.Errorf("got %q", got)
+	}
 }
 
 func TestWrap(t *testing.T) {
