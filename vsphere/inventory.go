@@ -305,7 +305,8 @@ func elements(path string) []string {
 
 // FindVM finds the one VM that path means: an inventory path (absolute, or
 // relative to a datacenter's VM folder), a name when it is unique, moref:vm-123
-// or an instance UUID. It never guesses: what means several VMs is
+// or an instance UUID. Relative paths and names are those of Config.Datacenter,
+// if it is set. It never guesses: what means several VMs is
 // problem.Invalid with their full paths, what means none problem.NotFound with
 // names that are close.
 func (c *Client) FindVM(ctx context.Context, path string) (VMSummary, error) {
@@ -333,12 +334,25 @@ func (c *Client) FindVM(ctx context.Context, path string) (VMSummary, error) {
 	case 1:
 		return found[0], nil
 	case 0:
+		if c.datacenter != "" {
+			if elsewhere := match(vms, path, ""); len(elsewhere) > 0 {
+				return VMSummary{}, problem.New(problem.NotFound, what, fmt.Errorf("no such VM in datacenter %q", c.datacenter),
+					"give the full path, "+paths(elsewhere)+", or another datacenter")
+			}
+		}
 		advice := "list the VMs to see their paths"
 		if near := nearest(vms, path); len(near) > 0 {
 			advice = "did you mean " + strings.Join(near, ", ") + "?"
 		}
 		return VMSummary{}, problem.New(problem.NotFound, what, fmt.Errorf("no such VM among %d", len(vms)), advice)
 	}
+	return VMSummary{}, problem.New(problem.Invalid, what, fmt.Errorf("%d VMs match: %s", len(found), paths(found)),
+		"give the full path of one of them")
+}
+
+// paths lists the paths of VMs, the first of many, with the moref where two
+// have the same one.
+func paths(found []VMSummary) string {
 	const most = 20
 	var b strings.Builder
 	for i, vm := range found {
@@ -354,8 +368,7 @@ func (c *Client) FindVM(ctx context.Context, path string) (VMSummary, error) {
 			b.WriteString(" (moref:" + vm.MoRef + ")")
 		}
 	}
-	return VMSummary{}, problem.New(problem.Invalid, what, fmt.Errorf("%d VMs match: %s", len(found), b.String()),
-		"give the full path of one of them")
+	return b.String()
 }
 
 // lookup tries the server's own index, which spares reading the inventory for
@@ -403,23 +416,25 @@ func match(vms []VMSummary, path, datacenter string) []VMSummary {
 		return nil
 	}
 	name := unescapeName(path)
-	out := pick(func(vm VMSummary) bool {
-		e := elements(vm.Path)
-		return vm.Name == path || vm.Name == name || len(e) > 2 && slices.Equal(e[2:], want)
-	})
-	if len(out) > 1 && datacenter != "" {
-		dc := elements(datacenter)
-		var in []VMSummary
-		for _, vm := range out {
-			if e := elements(vm.Path); len(e) > len(dc) && slices.Equal(e[:len(dc)], dc) {
-				in = append(in, vm)
-			}
+	dc := elements(datacenter)
+	return pick(func(vm VMSummary) bool {
+		at, in := split(elements(vm.Path))
+		if len(dc) > 0 && (len(at) < len(dc) || !slices.Equal(at[len(at)-len(dc):], dc)) {
+			return false
 		}
-		if len(in) > 0 {
-			return in
+		return vm.Name == path || vm.Name == name || len(in) > 0 && slices.Equal(in, want)
+	})
+}
+
+// split takes a VM's path apart: its datacenter, with the folders that is in,
+// and the rest below the datacenter's VM folder, which vCenter calls "vm".
+func split(elements []string) (datacenter, rest []string) {
+	for i, e := range elements {
+		if i > 0 && e == "vm" {
+			return elements[:i], elements[i+1:]
 		}
 	}
-	return out
+	return nil, nil
 }
 
 // nearest gives the paths of up to five VMs whose names are like the one asked

@@ -127,7 +127,7 @@ func TestFindVM(t *testing.T) {
 	}
 	first, second, odd := by[one.Self.Value], by[two.Self.Value], by[slash.Self.Value]
 	plain := by[vms[4].Self.Value]
-	relative := strings.Join(strings.Split(plain.Path, "/")[4:], "/") // below /F0/DC0/vm
+	_, relative, _ := strings.Cut(plain.Path, "/vm/")
 
 	for _, tt := range []struct{ name, path, want string }{
 		{"full path", first.Path, first.MoRef},
@@ -140,6 +140,7 @@ func TestFindVM(t *testing.T) {
 		{"name", "a%2fb [x] ü 50%25", odd.MoRef},
 		{"name as a person writes it", "a/b [x] ü 50%", odd.MoRef},
 		{"unique name", plain.Name, plain.MoRef},
+		{"relative to the VM folder", relative, plain.MoRef},
 		{"moref", "moref:" + plain.MoRef, plain.MoRef},
 		{"uuid", strings.ToUpper(plain.InstanceUUID), plain.MoRef},
 	} {
@@ -153,7 +154,21 @@ func TestFindVM(t *testing.T) {
 			}
 		})
 	}
-	t.Logf("relative %q", relative)
+	cfg.Datacenter = "DC1"
+	if strings.HasPrefix(plain.Name, "DC1") {
+		cfg.Datacenter = "DC0"
+	}
+	in := dial(t, cfg)
+	if got, err := in.FindVM(ctx, plain.Path); err != nil || got.MoRef != plain.MoRef {
+		t.Errorf("the full path of one in another datacenter: %+v, %v", got, err)
+	}
+	if got, err := in.FindVM(ctx, "web"); err != nil || (got.MoRef == second.MoRef) != (cfg.Datacenter == "DC1") {
+		t.Errorf("the one of two that is in the datacenter: %+v, %v", got, err)
+	}
+	if _, err := in.FindVM(ctx, plain.Name); problem.KindOf(err) != problem.NotFound ||
+		!strings.Contains(err.Error(), fmt.Sprintf("no such VM in datacenter %q (give the full path, %s,", cfg.Datacenter, plain.Path)) {
+		t.Errorf("one in another datacenter: %v", err)
+	}
 
 	for _, tt := range []struct {
 		name, path string
@@ -194,6 +209,7 @@ func TestMatch(t *testing.T) {
 	vms := []VMSummary{
 		vm("/dc1/vm/web", "u1"), vm("/dc2/vm/web", "u2"), vm("/dc1/vm/prod/db", "u3"), vm("/dc2/vm/prod/db", "u4"),
 		vm("/dc1/vm/u3", "u5"), vm("/dc1/vm/only", "u6"), vm("/dc1/vm/dc2%2fvm%2fweb", "u7"),
+		vm("/emea/dc4/vm/prod/app", "u8"),
 	}
 	for _, tt := range []struct {
 		path, dc string
@@ -203,7 +219,15 @@ func TestMatch(t *testing.T) {
 		{"web", "", []string{"u1", "u2"}},
 		{"web", "dc2", []string{"u2"}},
 		{"web", "/dc2", []string{"u2"}},
-		{"web", "dc3", []string{"u1", "u2"}}, // never a guess
+		{"web", "dc3", nil}, // never a guess
+		{"only", "dc2", nil},
+		{"/dc1/vm/only", "dc2", []string{"u6"}},
+		{"app", "", []string{"u8"}},
+		{"app", "dc4", []string{"u8"}},
+		{"app", "/emea/dc4", []string{"u8"}},
+		{"app", "emea", nil},
+		{"app", "dc1/emea/dc4", nil},
+		{"prod/app", "dc4", []string{"u8"}},
 		{"prod/db", "", []string{"u3", "u4"}},
 		{"prod/db", "dc1", []string{"u3"}},
 		{"dc1/vm/prod/db", "", []string{"u3"}},
