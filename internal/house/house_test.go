@@ -90,6 +90,7 @@ func TestRooms(t *testing.T) {
 		why string
 	}{
 		"internal/problem":      {nil, "errors are a leaf"},
+		"internal/spelling":     {nil, "words are a leaf"},
 		"daemon/models":         {nil, "wire types are shared by daemon and clients"},
 		"internal/image":        {[]string{"internal/image"}, "formats are proved by themselves"},
 		"internal/ovf":          {[]string{"internal/problem"}, "a file format"},

@@ -3,6 +3,8 @@ package exit
 import (
 	"fmt"
 	"strings"
+
+	"github.com/hyper2kvm/hyper2kvm/internal/spelling"
 )
 
 // Unknown is the usage error for a word that is none of the known ones: it
@@ -25,34 +27,9 @@ func nearest(word string, known []string) string {
 	}
 	best, least := "", 1+max(1, len(strings.TrimLeft(word, "-"))/3)
 	for _, k := range known {
-		if d := edits(word, k); d < least {
+		if d := spelling.Distance(word, k); d < least {
 			best, least = k, d
 		}
 	}
 	return best
-}
-
-// edits counts the insertions, deletions and replacements of bytes, and the
-// swaps of neighbours, between a and b (optimal string alignment).
-func edits(a, b string) int {
-	before, row := make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		next := make([]int, len(b)+1)
-		next[0] = i + 1
-		for j := range len(b) {
-			cost := row[j]
-			if a[i] != b[j] {
-				cost++
-			}
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				cost = min(cost, before[j-1]+1)
-			}
-			next[j+1] = min(cost, next[j]+1, row[j+1]+1)
-		}
-		before, row = row, next
-	}
-	return row[len(b)]
 }

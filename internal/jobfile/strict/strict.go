@@ -16,6 +16,8 @@ import (
 	"unicode/utf8"
 
 	"gopkg.in/yaml.v3"
+
+	"github.com/hyper2kvm/hyper2kvm/internal/spelling"
 )
 
 // Limits of a document.
@@ -390,41 +392,16 @@ func (n *Node) Int() (int, error) {
 
 // Suggest gives the known word that word is probably meant to be, or "".
 func Suggest(word string, known []string) string {
+	if len(word) > 64 {
+		return ""
+	}
+	word = strings.ToLower(word)
 	best, bestDistance := "", 3
 	for _, k := range known {
 		limit := min(bestDistance, max(1, len(k)/3)+1)
-		if d := distance(word, k); d < limit {
+		if d := spelling.Distance(word, strings.ToLower(k)); d < limit {
 			best, bestDistance = k, d
 		}
 	}
 	return best
-}
-
-// distance counts insertions, deletions, replacements and swaps of
-// neighbours (optimal string alignment).
-func distance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return 64
-	}
-	a, b = strings.ToLower(a), strings.ToLower(b)
-	var before, last []int
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		before, last, row = last, row, make([]int, len(b)+1)
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			row[j] = min(last[j]+1, row[j-1]+1, last[j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				row[j] = min(row[j], before[j-2]+1)
-			}
-		}
-	}
-	return row[len(b)]
 }
