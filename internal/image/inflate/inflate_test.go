@@ -16,6 +16,8 @@ import (
 
 	kflate "github.com/klauspost/compress/flate"
 	kzlib "github.com/klauspost/compress/zlib"
+
+	"github.com/hyper2kvm/hyper2kvm/internal/image/qemutest"
 )
 
 const grain = 64 << 10
@@ -65,22 +67,6 @@ func deflate(t testing.TB, data []byte, level int) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w, err := flate.NewWriter(&b, level)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(data); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-func zlibStream(t testing.TB, data []byte, level int) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w, err := zlib.NewWriterLevel(&b, level)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,12 +279,12 @@ func TestZlib(t *testing.T) {
 	var f Inflater
 	for name, want := range contents() {
 		dst := make([]byte, len(want))
-		n, err := f.Zlib(dst, zlibStream(t, want, 6))
+		n, err := f.Zlib(dst, qemutest.Deflated(t, want, 6))
 		if err != nil || !bytes.Equal(dst[:n], want) {
 			t.Errorf("%s: %d bytes, error %v", name, n, err)
 		}
 	}
-	good := zlibStream(t, text(1, 100), 6)
+	good := qemutest.Deflated(t, text(1, 100), 6)
 	change := func(i int, b byte) []byte {
 		s := bytes.Clone(good)
 		s[i] = b
@@ -345,7 +331,7 @@ func TestAdler32(t *testing.T) {
 
 func TestNoAllocations(t *testing.T) {
 	var f Inflater
-	src := zlibStream(t, mixed(1, grain), 6)
+	src := qemutest.Deflated(t, mixed(1, grain), 6)
 	dst := make([]byte, grain)
 	if n := testing.AllocsPerRun(10, func() {
 		if _, err := f.Zlib(dst, src); err != nil {
@@ -479,7 +465,7 @@ func BenchmarkGrain(b *testing.B) {
 		for _, level := range []int{1, 6} {
 			var streams [][]byte
 			for i := range grains {
-				streams = append(streams, zlibStream(b, data.make(uint64(i), grain), level))
+				streams = append(streams, qemutest.Deflated(b, data.make(uint64(i), grain), level))
 			}
 			dst := make([]byte, grain)
 			run := func(name string, one func(src []byte) error) {

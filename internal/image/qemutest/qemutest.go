@@ -1,5 +1,6 @@
-// Package qemutest makes disks and lets qemu-img judge images of them. It is imported by tests only. A missing qemu-img fails the test: an image that nobody has
-// judged proves nothing.
+// Package qemutest makes disks and lets qemu-img judge images of them. It is
+// imported by tests only. A missing qemu-img fails the test: an image that
+// nobody has judged proves nothing.
 package qemutest
 
 import (
