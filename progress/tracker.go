@@ -3,6 +3,7 @@ package progress
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,15 +117,9 @@ func (t *Tracker) Snapshot() Snapshot {
 	defer t.mu.Unlock()
 	s := Snapshot{Phase: t.phase, Files: make([]File, 0, len(t.files)), Remaining: -1}
 	now := sample{at: time.Now(), positions: make([]int64, len(t.files))}
-	weights := t.weights()
-	var done, all float64
 	for i, h := range t.files {
 		f := h.file()
 		s.Files = append(s.Files, f)
-		all += weights[i]
-		if f.Capacity > 0 {
-			done += weights[i] * min(1, float64(f.Position)/float64(f.Capacity))
-		}
 		size := h.size.Load()
 		switch {
 		case size >= 0:
@@ -144,6 +139,14 @@ func (t *Tracker) Snapshot() Snapshot {
 			}
 		}
 	}
+	weights := t.weights(s.Files)
+	var done, all float64
+	for i, f := range s.Files {
+		all += weights[i]
+		if f.Capacity > 0 {
+			done += weights[i] * min(1, float64(f.Position)/float64(f.Capacity))
+		}
+	}
 	if all > 0 {
 		s.Percent = min(100, 100*done/all)
 	}
@@ -152,19 +155,17 @@ func (t *Tracker) Snapshot() Snapshot {
 	return s
 }
 
-// weights says how much of the whole each file is.
-func (t *Tracker) weights() []float64 {
-	weights, capacities := make([]float64, len(t.files)), make([]float64, len(t.files))
-	all := true
-	for i, h := range t.files {
-		w := h.weight.Load()
-		weights[i], capacities[i] = float64(w), float64(h.capacity.Load())
-		all = all && w > 0
+// weights says how much of the whole each file is; files are those of t.
+func (t *Tracker) weights(files []File) []float64 {
+	unknown := slices.ContainsFunc(t.files, func(h *Handle) bool { return h.weight.Load() <= 0 })
+	weights := make([]float64, len(files))
+	for i, f := range files {
+		weights[i] = float64(t.files[i].weight.Load())
+		if unknown {
+			weights[i] = float64(f.Capacity)
+		}
 	}
-	if all {
-		return weights
-	}
-	return capacities
+	return weights
 }
 
 // remember keeps the samples of the last rateWindow, at most one for every
