@@ -114,7 +114,7 @@ func NewHandler(opts Options) http.Handler {
 		mux.Handle(r.path, a.adapt(r))
 		a.actions[r.path] = r.action
 	}
-	unknown := a.adapt(route{role: auth.Viewer, path: "/", handle: a.unknown})
+	unknown := a.adapt(a.elsewhere())
 	return a.outer(guard(opts.Access.KnownHost, a, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// The mux would redirect to the clean path, and ask nobody for a token.
 		if p := r.URL.EscapedPath(); path.Clean(p) != p && path.Clean(p)+"/" != p {
@@ -145,9 +145,12 @@ func (a *api) routes() []route {
 		{http.MethodGet, "/openapi.yaml", auth.Viewer, "", a.description},
 		{http.MethodGet, "/debug/pprof/{$}", auth.Operator, "take profile", a.profiles},
 		{http.MethodGet, "/debug/pprof/{profile}", auth.Operator, "take profile", a.profile},
-		{"", "/", auth.Viewer, "", a.unknown},
+		a.elsewhere(),
 	}
 }
+
+// elsewhere is the route of every path that is no other's.
+func (a *api) elsewhere() route { return route{"", "/", auth.Viewer, "", a.unknown} }
 
 // route is one path of the API. An empty method takes any. Role is what its
 // client must have; the empty one is for what is open to everybody. Action is

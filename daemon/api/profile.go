@@ -23,7 +23,7 @@ const (
 // onlyHere makes a route that there is for clients of this machine: to others
 // it is a path like any that does not exist.
 func (a *api) onlyHere(r route) http.Handler {
-	here, elsewhere := a.serve(r), a.serve(route{path: "/", role: auth.Viewer, handle: a.unknown})
+	here, elsewhere := a.serve(r), a.serve(a.elsewhere())
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if auth.Local(r) {
 			here.ServeHTTP(w, r)
