@@ -21,10 +21,10 @@ func TestTabKey(t *testing.T) {
 		t.Fatalf("submit: exit %d\n%s%s", code, out, errs)
 	}
 	id := d.jobs(t)[0].ID
-	for shell, begin := range map[string]string{
-		"bash": `source <(h2kvmctl completion bash); source <(hyper2kvm completion bash)`,
-		"zsh":  `exec zsh -f`,
-		"fish": `exec fish --private --no-config`,
+	for shell, begin := range map[string][]string{
+		"bash": {`source <(h2kvmctl completion bash); source <(hyper2kvm completion bash)`},
+		"zsh":  {`exec zsh -f`, `PS1='$ '; autoload -U compinit; compinit -u; source <(h2kvmctl completion zsh); source <(hyper2kvm completion zsh)`},
+		"fish": {`exec fish --private --no-config`, `function fish_prompt; echo '$ '; end; set fish_greeting; set fish_autosuggestion_enabled 0; h2kvmctl completion fish | source; hyper2kvm completion fish | source`},
 	} {
 		t.Run(shell, func(t *testing.T) {
 			if _, err := exec.LookPath(shell); err != nil {
@@ -36,12 +36,9 @@ func TestTabKey(t *testing.T) {
 			}
 			s := onScreen(t, 160, 30, environment(l, "H2KVMD_URL="+d.url, "HOME="+home,
 				"PATH="+filepath.Dir(binary(t, "h2kvmctl"))+":"+os.Getenv("PATH")))
-			s.enter(t, "cd ~; "+begin)
-			switch shell {
-			case "zsh":
-				s.enter(t, `PS1='$ '; autoload -U compinit; compinit -u; source <(h2kvmctl completion zsh); source <(hyper2kvm completion zsh)`)
-			case "fish":
-				s.enter(t, `function fish_prompt; echo '$ '; end; set fish_greeting; set fish_autosuggestion_enabled 0; h2kvmctl completion fish | source; hyper2kvm completion fish | source`)
+			s.enter(t, "cd ~")
+			for _, line := range begin {
+				s.enter(t, line)
 			}
 			for _, c := range []struct{ typed, want string }{
 				{"h2kvmctl sub", "h2kvmctl submit"},

@@ -339,7 +339,8 @@ func (m *Manager) find(ctx context.Context, id string) (store.Record, error) {
 }
 
 // Query gives the jobs that match, in the order of their submission. At least
-// one of ids, status and all must be asked for; ids and status narrow it. An unknown id is a problem.NotFound that names all unknown ones.
+// one of ids, status and all must be asked for; ids and status narrow it. An
+// unknown id is a problem.NotFound that names all unknown ones.
 func (m *Manager) Query(ctx context.Context, q models.QueryRequest) (models.QueryResponse, error) {
 	const what = "query jobs"
 	if len(q.JobIDs) == 0 && len(q.Status) == 0 && !q.All {

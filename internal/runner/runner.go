@@ -128,11 +128,11 @@ func (r *Runner) ListVMs(ctx context.Context, vcenter string) ([]models.VM, erro
 	if vcenter != "" {
 		vc = &models.VCenter{Name: vcenter}
 	}
+	var list []vsphere.VMSummary
 	client, err := r.client(ctx, vcenter)
-	if err != nil {
-		return nil, place(err, vc)
+	if err == nil {
+		list, err = client.ListVMs(ctx)
 	}
-	list, err := client.ListVMs(ctx)
 	if err != nil {
 		return nil, place(err, vc)
 	}

@@ -123,14 +123,15 @@ func Report(ctx context.Context, w io.Writer, err error) int {
 			what, advice = why.Error(), p.Advice
 		}
 	}
-	const label = "ERROR: "
-	for i, line := range term.Wrap(w, term.Clean(what), len(label)) {
-		fmt.Fprintf(w, "%-*s%s\n", len(label), [...]string{label, ""}[min(i, 1)], line)
-	}
+	label := "ERROR: "
+	indent := len(label)
+	lines := term.Wrap(w, term.Clean(what), indent)
 	if advice != "" {
-		for _, line := range term.Wrap(w, term.Clean(advice), len(label)) {
-			fmt.Fprintf(w, "%-*s%s\n", len(label), "", line)
-		}
+		lines = append(lines, term.Wrap(w, term.Clean(advice), indent)...)
+	}
+	for _, line := range lines {
+		fmt.Fprintf(w, "%-*s%s\n", indent, label, line)
+		label = ""
 	}
 	return code
 }

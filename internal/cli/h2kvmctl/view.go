@@ -276,7 +276,6 @@ func (t *tables) show(resp models.QueryResponse, byID bool) {
 	var b bytes.Buffer
 	to := *t.app
 	to.io.Out = &b
-	table := func(a *app) { a.printJobs(resp, byID) }
 	if !t.app.io.Styled() {
 		var states strings.Builder
 		for _, j := range resp.Jobs {
@@ -285,8 +284,11 @@ func (t *tables) show(resp models.QueryResponse, byID bool) {
 				fmt.Fprint(&states, j.Progress.Phase)
 			}
 		}
-		table(&to)
-		if b.String() != t.before && (states.String() != t.states || time.Since(t.at) >= lineEvery) {
+		if states.String() == t.states && time.Since(t.at) < lineEvery {
+			return
+		}
+		to.printJobs(resp, byID)
+		if b.String() != t.before {
 			t.before, t.states, t.at = b.String(), states.String(), time.Now()
 			fmt.Fprint(t.app.io.Out, t.before)
 		}
@@ -296,7 +298,7 @@ func (t *tables) show(resp models.QueryResponse, byID bool) {
 		resp.Jobs = busyFirst(resp.Jobs)
 	}
 	to.io.Columns = t.app.io.Width() - 1 // the last one stays empty, as lines that are drawn again need it
-	table(&to)
+	to.printJobs(resp, byID)
 	t.region.Draw(nil, strings.Split(strings.TrimRight(b.String(), "\n"), "\n"))
 }
 

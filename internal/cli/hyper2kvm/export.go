@@ -89,11 +89,11 @@ func definition(cmd *cli.Command) (models.Definition, error) {
 // exportOne exports one VM and shows its progress in bars, which are gone
 // when it returns.
 func (a *app) exportOne(ctx context.Context, client *vsphere.Client, def models.Definition, bars *term.Bars) (models.Result, error) {
-	// Said at once: giving a lease back can take some seconds.
 	title := def.Name
 	if title == "" {
 		title = def.VMPath[strings.LastIndex(def.VMPath, "/")+1:]
 	}
+	// Said at once: giving a lease back can take some seconds.
 	stop := context.AfterFunc(ctx, func() {
 		bars.Say(slog.LevelWarn, "stopping: the lease of "+title+" is given back, which can take 10 s; Ctrl-C again ends at once")
 	})
